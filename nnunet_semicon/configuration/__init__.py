@@ -1,0 +1,1 @@
+"""Hyper-parameters: defaults, rules with reasons, overrides from the plans file."""

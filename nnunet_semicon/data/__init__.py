@@ -1,0 +1,1 @@
+"""Unlabeled cases, splits, samplers, views and the two-stream loader."""

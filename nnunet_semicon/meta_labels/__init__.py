@@ -1,0 +1,1 @@
+"""Labels that cost nothing: slice position, patient."""

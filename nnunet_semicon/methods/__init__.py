@@ -1,0 +1,1 @@
+"""One file per method; each holds its formula-free wiring of losses and networks."""

@@ -1,0 +1,1 @@
+"""Network parts beside the plain nnU-Net: taps, heads, teachers, queues."""

@@ -1,0 +1,1 @@
+"""Plumbing: the one train_step, checkpoints, scalars."""
