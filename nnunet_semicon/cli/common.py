@@ -1,0 +1,39 @@
+"""What several commands need: nnU-Net's folders and dataset names, with one sentence where something is missing."""
+
+import os
+
+from nnunet_semicon.errors import UserError
+
+
+def _folder(variable: str) -> str:
+    folder = os.environ.get(variable)
+    if not folder:
+        raise UserError(f"the variable {variable} is not set: `export {variable}=/your/folder` (nnU-Net needs it too)")
+    if not os.path.isdir(folder):
+        raise UserError(f"the folder {folder} (variable {variable}) does not exist: create it or correct the variable")
+    return folder
+
+
+def raw_folder() -> str:
+    """Return ``nnUNet_raw``."""
+    return _folder("nnUNet_raw")
+
+
+def preprocessed_folder() -> str:
+    """Return ``nnUNet_preprocessed``."""
+    return _folder("nnUNet_preprocessed")
+
+
+def dataset_name(name_or_id: str) -> str:
+    """Return ``DatasetXXX_Name`` for an id or a name, looked up in all of nnU-Net's folders.
+
+    Raises:
+        UserError: no such dataset, or several.
+    """
+    from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+
+    try:
+        return str(maybe_convert_to_dataset_name(int(name_or_id) if name_or_id.isdigit() else name_or_id))
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"dataset '{name_or_id}' cannot be used, expected an id such as 027 or a name: {reason}") from None

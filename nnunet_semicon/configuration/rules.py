@@ -1,0 +1,120 @@
+"""Values derived from what nnU-Net already knows; each comes with its reason.
+
+Pure functions from plans and sizes to :class:`Derived`; nothing here reads files or touches torch.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+# fewer embeddings than this in a step leave too few negatives: contrast is then against a queue as well
+FEW_EMBEDDINGS = 16
+
+
+class Derived(NamedTuple):
+    """A value and the reason for it, as printed and written to ``semicon_config.json``."""
+
+    value: Any
+    reason: str
+
+
+def partitions(
+    median_shape: Sequence[float], median_spacing_mm: Sequence[float], covered_by_patch: float = 0.0
+) -> Derived:
+    """Number of slice-position groups S along axis 0; ``value`` is None where there is no slice axis.
+
+    Args:
+        median_shape: voxels after ``transpose_forward`` (the coarsest axis first).
+        median_spacing_mm: mm, same order.
+        covered_by_patch: part of axis 0 that one patch covers (0 in 2d). Patch centers reach only the rest.
+
+    Gives the published 3 for ACDC and Hippocampus, 5 for PROMISE12, 7 for MMWHS (SP-Con supplement, section 2).
+    """
+    slices, extent_mm = median_shape[0], median_shape[0] * median_spacing_mm[0]
+    if slices < 3:
+        return Derived(None, f"no slice axis: {slices:g} slices along axis 0")
+    value = round(min(max(min(slices / 5, extent_mm / 12), 3), 7))
+    if (1 - covered_by_patch) * value < 1:
+        return Derived(None, f"a patch covers {min(covered_by_patch, 1):.0%} of axis 0: every center lies at one position")
+    return Derived(value, f"clamp(min({slices:g} slices / 5, {extent_mm:.0f} mm / 12 mm), 3, 7), rounded")
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How the rows of one training step are spent (one rank).
+
+    Attributes:
+        labeled: labeled rows.
+        images: unlabeled images; with the sampler ``scans * partitions_per_scan``.
+        scans: scans per step for the meta-label sampler, 0 without it.
+        partitions_per_scan: images drawn from each scan, each from another partition.
+        student_rows: rows of the student's forward pass.
+        extra_rows: rows beyond the planned batch size, because the method's minimum does not fit.
+        reason: in words.
+    """
+
+    labeled: int
+    images: int
+    scans: int
+    partitions_per_scan: int
+    student_rows: int
+    extra_rows: int
+    reason: str
+
+
+def plan_rows(
+    batch_size: int, labeled_per_step: int | None, student_views: int, partition_count: int | None, sample_scans: bool
+) -> RowPlan:
+    """Spend ``batch_size`` rows on labeled images and on views of unlabeled ones.
+
+    Args:
+        batch_size: planned rows of this rank, so that memory stays what nnU-Net planned.
+        labeled_per_step: labeled rows of this rank; None: all of them (``student_views`` 0) or half.
+        student_views: rows of the student per unlabeled image; 0: the method uses none.
+        partition_count: S, or None without a slice axis.
+        sample_scans: draw scans x partitions instead of single images.
+    """
+    if student_views == 0:
+        labeled = labeled_per_step or batch_size
+        return RowPlan(labeled, 0, 0, 0, labeled, max(0, labeled - batch_size), "labeled rows only")
+    labeled = labeled_per_step or max(1, batch_size // 2)
+    images = max(1, (batch_size - labeled) // student_views)
+    scans, per_scan = 0, 0
+    if sample_scans:
+        per_scan = min(partition_count or 1, images)
+        scans = images // per_scan
+        images = scans * per_scan
+    rows = labeled + images * student_views
+    what = f"{images} unlabeled images" + (f" ({scans} scans x {per_scan} partitions)" if sample_scans else "")
+    reason = f"{labeled} labeled rows + {what} x {student_views} views = {rows} of {batch_size} planned rows"
+    return RowPlan(labeled, images, scans, per_scan, rows, max(0, rows - batch_size), reason)
+
+
+def queue_size(embeddings_per_step: int, partition_count: int | None) -> Derived:
+    """Entries of the FIFO queue of teacher embeddings; 0 where a step has embeddings enough."""
+    if embeddings_per_step >= FEW_EMBEDDINGS:
+        return Derived(0, f"{embeddings_per_step} embeddings in a step are enough (>= {FEW_EMBEDDINGS})")
+    size = 32 * (partition_count or 3)
+    return Derived(size, f"only {embeddings_per_step} embeddings in a step (< {FEW_EMBEDDINGS}): 32 per partition")
+
+
+def gamma_range(candidates: int, temperature: float, mode: str) -> Mapping[str, Derived]:
+    """Start and end of the self-paced threshold gamma.
+
+    Args:
+        candidates: entries in the denominator of one anchor, |A(i)| = 2N - 1 + queue.
+        temperature: tau.
+        mode: ``linear`` or ``hard``.
+
+    The pair loss lies in (0, log(2N) + 2/tau] (SP-Con supplement, section 4.5). The factors reproduce the paper's best
+    values, 2 and 50 at N = 30, tau = 0.07; hard weights end below the bound, or they would all be 1.
+    """
+    bound = math.log(candidates + 1) + 2 / temperature
+    end = 1.53 if mode == "linear" else 0.9
+    return {
+        "gamma_start": Derived(
+            0.49 * math.log(candidates), f"0.49 log({candidates}): scales with the loss of an untrained embedding"
+        ),
+        "gamma_end": Derived(end * bound, f"{end} (log {candidates + 1} + 2 / {temperature}): the bound of the pair loss"),
+    }

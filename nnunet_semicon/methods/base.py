@@ -1,0 +1,155 @@
+"""The contract between a method and the trainer that owns it.
+
+A method is an ``nn.Module``: heads, teachers, second networks and queues are its sub-modules or buffers. It knows nothing
+of mixed precision, clipping, devices, ranks or files; the trainer knows no formula.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nnunet_semicon.configuration.rules import Derived, RowPlan
+from nnunet_semicon.data.batch import TwoStreamBatch
+
+Logits = Tensor | list[Tensor]
+SupervisedLoss = Callable[[Logits, Tensor | list[Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the trainer.
+
+    Attributes:
+        views: views the loader makes of each unlabeled image (0: the method uses none).
+        student_views: rows of the student's forward pass per unlabeled image.
+        shared_geometry: all views show the same voxels.
+        sample_scans: draw scans x partitions of *all* training cases instead of single unlabeled images.
+        meta: the method reads ``batch.meta``.
+        taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
+        stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
+    """
+
+    views: int = 0
+    student_views: int = 0
+    shared_geometry: bool = True
+    sample_scans: bool = False
+    meta: bool = False
+    taps: tuple[str, ...] = ()
+    stage: Literal["pretrain", "joint"] = "joint"
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a method may know when it is built.
+
+    Attributes:
+        network: the plain student (neither compiled nor wrapped); build teachers from it at once.
+        rows: how the rows of a step are spent.
+        partitions: S, or None where there is no position label.
+        meta: names of the meta-labels that the data carries.
+        has_regions: sigmoid heads instead of softmax.
+        tap_channels: tap -> channels of its features.
+    """
+
+    network: nn.Module
+    rows: RowPlan
+    partitions: int | None
+    meta: tuple[str, ...]
+    has_regions: bool
+    tap_channels: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the run is: ``step`` in [0, ``total``)."""
+
+    step: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        """Finished part of the run in [0, 1)."""
+        return self.step / self.total
+
+
+@dataclass(frozen=True)
+class StudentOutput:
+    """One forward pass of the student.
+
+    Attributes:
+        logits: (B, K, *S), or a list of them over deep-supervision scales, the finest first.
+        features: tap -> (B, C, *s).
+    """
+
+    logits: Logits
+    features: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method computes in one step.
+
+    Attributes:
+        loss: () the total loss to differentiate.
+        scalars: name -> () detached, for the curves.
+        carry: tensors that ``after_step`` needs again (detached).
+    """
+
+    loss: Tensor
+    scalars: Mapping[str, Tensor] = field(default_factory=dict)
+    carry: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+Student = Callable[[Tensor], StudentOutput]
+
+
+class Method(nn.Module):
+    """A semi-supervised method. Subclasses define ``Config``, ``needs``, ``scalar_names`` and :meth:`compute`.
+
+    Args:
+        config: an instance of ``Config``.
+        build: see :class:`BuildContext`.
+
+    Attributes:
+        derived: hyper-parameter -> value and reason, for everything the method derived from ``build``.
+    """
+
+    Config: ClassVar[type[Any]]
+    needs: ClassVar[Needs] = Needs()
+    scalar_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Any, build: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        self.derived: dict[str, Derived] = {}
+
+    def on_train_start(self, student_module: nn.Module) -> None:
+        """Called before the first step of a new (not resumed) run: copy the student into every teacher."""
+
+    def compute(
+        self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
+    ) -> StepOutput:
+        """Return the loss of one step; the student is called exactly once, on one concatenated batch."""
+        raise NotImplementedError
+
+    def after_step(
+        self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
+    ) -> None:
+        """Called after the optimizer step: moving averages, queues, a discriminator's own step."""
+
+    def optimizers(self) -> list[Optimizer]:
+        """Optimizers of parameters that do not belong into nnU-Net's own one."""
+        return []
+
+
+def rows_of(logits: Logits, rows: slice) -> Logits:
+    """Return the given rows of every deep-supervision scale."""
+    return [scale[rows] for scale in logits] if isinstance(logits, list | tuple) else logits[rows]
+
+
+def finest(logits: Logits) -> Tensor:
+    """Return the logits at full resolution, (B, K, *S)."""
+    return logits[0] if isinstance(logits, list | tuple) else logits

@@ -1,0 +1,175 @@
+"""SP-Con: self-paced contrastive learning with meta-labels (Peng et al., NeurIPS 2021), joint training.
+
+    L = L_sup + lambda_reg L_MT + lambda_sp sum_k lambda_k L_SPcon^k                     (supplement, eq. 15 with 14)
+
+L_MT: consistency with a mean teacher (supplement, eq. 3). L_SPcon^k: contrast of image embeddings in which two images are
+a positive pair if they share meta-label k (slice position, patient), each pair weighted by how well the network already
+agrees with it (:mod:`nnunet_semicon.losses.self_paced`).
+
+Deviations: L_sup is nnU-Net's Dice + cross-entropy; scans x partitions are sampled in the joint stage too; where few
+embeddings fit in a step, contrast is also against a queue of teacher embeddings; gamma is updated every step. They are
+listed in docs/methods/sp_con.md.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import gamma_range, queue_size
+from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
+from nnunet_semicon.losses.pairs import has_negatives, pairs_by_label
+from nnunet_semicon.losses.schedules import ema_decay, power_schedule
+from nnunet_semicon.losses.self_paced import SelfPaced, self_paced_contrast
+from nnunet_semicon.methods.base import (
+    BuildContext,
+    Method,
+    Needs,
+    Progress,
+    StepOutput,
+    Student,
+    SupervisedLoss,
+    finest,
+    rows_of,
+)
+from nnunet_semicon.networks.ema import EmaTeacher, segmentation_teacher
+from nnunet_semicon.networks.heads import Projector
+from nnunet_semicon.networks.queue import EmbeddingQueue
+from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps
+
+PATIENCE = 50  # steps without a negative pair before the run stops: contrast without negatives teaches nothing
+
+
+@dataclass(frozen=True)
+class SPConConfig:
+    """Hyper-parameters of SP-Con."""
+
+    lambda_sp: float = setting(5e-3, "weight of all contrastive terms", low=0, source="supplement 3.2 (ACDC)")
+    lambda_reg: float = setting(1.0, "weight of the mean-teacher term", low=0, source="tuned on Hippocampus; paper 0.1")
+    lambda_: dict[str, float] = setting(
+        {"position": 1.0, "patient": 0.01}, "weight of each meta-label; 0 leaves it out", low=0, source="supplement 4.6"
+    )
+    weighting: str = setting("linear", "self-paced weights", choices=("linear", "hard"), source="poster, eq. 3")
+    temperature: float = setting(0.07, "tau of the contrast", low=1e-3, source="supplement 3.2")
+    gamma_start: float | None = setting(None, "self-paced threshold at the start; null: derived", low=0)
+    gamma_end: float | None = setting(None, "self-paced threshold at the end; null: derived", low=0)
+    gamma_exponent: float = setting(0.5, "p of the gamma schedule", low=0, source="supplement 4.5")
+    queue_size: int | None = setting(None, "teacher embeddings kept per meta-label; null: derived, 0: none", low=0)
+    projection_dim: int = setting(256, "dimension of an embedding", low=1, source="supplement 3.2")
+    ema_decay: float = setting(0.99, "decay of the teacher's moving average", low=0, high=1, source="paper 0.999")
+
+
+class SPCon(Method):
+    """Supervised loss, mean teacher, and self-paced contrast of images that share a meta-label."""
+
+    Config = SPConConfig
+    needs = Needs(views=2, student_views=2, sample_scans=True, meta=True, taps=(BOTTLENECK,))
+    scalar_names = ("supervised", "consistency", "gamma")
+
+    steps_without_negatives: Tensor
+
+    def __init__(self, config: SPConConfig, build: BuildContext) -> None:
+        super().__init__(config, build)
+        self.labels = tuple(k for k, weight in config.lambda_.items() if weight > 0 and k in build.meta)
+        self.scalar_names = (*self.scalar_names, *(f"{what}_{k}" for k in self.labels for what in ("contrast", "weight")))
+        embeddings = self.needs.student_views * build.rows.images
+        self._derive(embeddings, build.partitions)
+
+        self.teacher = segmentation_teacher(build.network)
+        self.teacher_taps = FeatureTaps(self.teacher.module, (BOTTLENECK,))
+        self.heads = nn.ModuleDict(
+            {k: Projector(build.tap_channels[BOTTLENECK], out=config.projection_dim) for k in self.labels}
+        )
+        self.teacher_heads = EmaTeacher(self.heads)
+        self.queues = nn.ModuleDict(
+            {k: EmbeddingQueue(self.derived["queue_size"].value, config.projection_dim) for k in self.labels}
+        )
+        self.consistency = sigmoid_mse if build.has_regions else softmax_mse
+        self.register_buffer("steps_without_negatives", torch.zeros(len(self.labels), dtype=torch.int64))
+
+    def on_train_start(self, student_module: nn.Module) -> None:
+        """The teacher starts as the student, pre-trained weights included."""
+        self.teacher.copy_from(student_module)
+        self.teacher_heads.copy_from(self.heads)
+
+    def compute(
+        self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
+    ) -> StepOutput:
+        """L = L_sup + lambda_reg L_MT + lambda_sp sum_k lambda_k L_SPcon^k."""
+        n, strong = batch.n_labeled, len(batch.image)
+        output = student(torch.cat([batch.image, batch.views[0]]))
+        teacher_logits = finest(self.teacher(batch.unlabeled))
+        teacher_features = self.teacher_taps.take()[BOTTLENECK]
+
+        supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)
+        consistency = self.consistency(finest(output.logits)[strong:], teacher_logits)
+        gamma = power_schedule(
+            progress.fraction,
+            self.derived["gamma_start"].value,
+            self.derived["gamma_end"].value,
+            self.config.gamma_exponent,
+        )
+        features = output.features[BOTTLENECK][n:]
+        terms = {k: self._contrast(k, features, batch, gamma) for k in self.labels}
+        contrast = sum((self.config.lambda_[k] * term.loss for k, term in terms.items()), features.sum() * 0)
+
+        scalars = {
+            "supervised": supervised.detach(),
+            "consistency": consistency.detach(),
+            "gamma": torch.as_tensor(gamma),
+            **{f"contrast_{k}": term.weighted for k, term in terms.items()},
+            **{f"weight_{k}": term.mean_weight for k, term in terms.items()},
+        }
+        loss = supervised + self.config.lambda_reg * consistency + self.config.lambda_sp * contrast
+        return StepOutput(loss, scalars, {"teacher_features": teacher_features})
+
+    def after_step(
+        self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
+    ) -> None:
+        """Move the teacher, queue its embeddings, stop a run whose contrast has had no negatives for long."""
+        decay = ema_decay(progress.step, self.config.ema_decay)
+        self.teacher.update(student_module, decay)
+        self.teacher_heads.update(self.heads, decay)
+        for k in self.labels:
+            embeddings = self.teacher_heads.module[k](output.carry["teacher_features"])
+            self.queues[k].push(embeddings, batch.meta[k][batch.n_labeled :])
+        if progress.step % PATIENCE == PATIENCE - 1:
+            self._stop_without_negatives()
+
+    def _derive(self, embeddings: int, partitions: int | None) -> None:
+        """Fill ``self.derived``: what the config leaves open."""
+        config: Any = self.config
+        self.derived["queue_size"] = queue_size(embeddings, partitions)
+        if config.queue_size is not None:
+            self.derived["queue_size"] = self.derived["queue_size"]._replace(value=config.queue_size, reason="set")
+        candidates = max(2, embeddings - 1 + self.derived["queue_size"].value)
+        for name, derived in gamma_range(candidates, config.temperature, config.weighting).items():
+            value = getattr(config, name)
+            self.derived[name] = derived if value is None else derived._replace(value=value, reason="set")
+
+    def _contrast(self, k: str, features: Tensor, batch: TwoStreamBatch, gamma: float) -> SelfPaced:
+        """L_SPcon^k of the student's embeddings, both views, against each other and the queue."""
+        labels = batch.meta[k][batch.n_labeled :].repeat(self.needs.student_views)
+        embeddings = self.heads[k](features)
+        queue = self.queues[k]
+        pairs = pairs_by_label(labels, queue.labels)
+        missing = ~has_negatives(pairs)
+        index = self.labels.index(k)
+        self.steps_without_negatives[index] = (self.steps_without_negatives[index] + 1) * missing
+        candidates = torch.cat([embeddings, queue.embeddings.to(embeddings.dtype)])
+        return self_paced_contrast(
+            embeddings, candidates, pairs, self.config.temperature, gamma, self.config.weighting
+        )
+
+    def _stop_without_negatives(self) -> None:
+        for k, steps in zip(self.labels, self.steps_without_negatives.tolist(), strict=True):
+            if steps >= PATIENCE:
+                raise UserError(
+                    f"the contrastive term of meta-label '{k}' has had no negative pair for {steps} steps, so it teaches "
+                    f"nothing: raise batch_size or queue_size, or leave it out with `semicon configure ... --set "
+                    f"lambda.{k}=0`"
+                )

@@ -1,0 +1,89 @@
+"""Checkpoints: nnU-Net's own file with one extra key, written atomically, every tensor on the CPU."""
+
+import os
+import random
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import torch
+
+KEY = "semicon"
+
+
+def to_cpu(value: Any) -> Any:
+    """Copy every tensor inside nested dicts, lists and tuples to the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, dict):
+        return {key: to_cpu(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(to_cpu(entry) for entry in value)
+    return value
+
+
+def save_with_extra(write_stock: Callable[[BytesIO], None], extra: dict[str, Any], filename: str) -> None:
+    """Write what nnU-Net writes, and ``extra`` under one more key, to ``filename``.
+
+    nnU-Net's own code writes into memory, so that its format is never copied here; the file appears at once or not at
+    all (temporary file, then ``os.replace``).
+
+    Args:
+        write_stock: nnU-Net's ``save_checkpoint`` taking a file-like object.
+        extra: tensors and plain containers only.
+        filename: target.
+    """
+    buffer = BytesIO()
+    write_stock(buffer)
+    buffer.seek(0)
+    checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+    checkpoint[KEY] = to_cpu(extra)
+    temporary = f"{filename}.tmp"
+    torch.save(checkpoint, temporary)
+    os.replace(temporary, filename)
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of python's, numpy's and torch's generators as tensors and plain containers."""
+    version, internal, gauss = random.getstate()
+    algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`random_state` returned; CUDA states only where as many devices exist."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    algorithm, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"].cpu())
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+STOCK_TRAINER = "nnUNetTrainer"
+TEACHER_PREFIX = "teacher.module."
+
+
+def exported(checkpoint: dict[str, Any], weights: str) -> dict[str, Any]:
+    """Return the part of a checkpoint that the stock predictor needs, under the stock trainer's name.
+
+    Args:
+        checkpoint: a loaded checkpoint of ours.
+        weights: ``student``, or ``teacher`` for the moving average.
+
+    Raises:
+        KeyError: the method has no teacher.
+    """
+    network = checkpoint["network_weights"]
+    if weights == "teacher":
+        method = checkpoint[KEY]["method"]
+        network = {name: method[TEACHER_PREFIX + name] for name in network}
+    kept = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
+    return {**{key: checkpoint[key] for key in kept}, "network_weights": network, "trainer_name": STOCK_TRAINER}

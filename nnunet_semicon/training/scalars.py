@@ -1,0 +1,79 @@
+"""Curves: one line of ``scalars.jsonl`` per epoch, nnU-Net's other loggers (wandb), and a second progress figure."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from torch import Tensor
+
+mpl.use("agg")
+import matplotlib.pyplot as plt
+
+FILE = "scalars.jsonl"
+FIGURE = "progress_semicon.png"
+
+
+class ScalarLog:
+    """Collects the scalars of every step on their device and averages them once per epoch.
+
+    Args:
+        folder: the fold folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder) / FILE
+        self.figure = Path(folder) / FIGURE
+        self._steps: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Remember the 0-dim tensors of one step."""
+        for name, value in scalars.items():
+            self._steps[name].append(value.detach().float())
+
+    def pop_means(self) -> dict[str, float]:
+        """Return name -> mean over the steps since the last call."""
+        means = {name: torch.stack([v.cpu() for v in values]).mean().item() for name, values in self._steps.items()}
+        self._steps.clear()
+        return means
+
+    def truncate(self, epochs: int) -> None:
+        """Forget the lines of epochs from ``epochs`` on: a resumed run (0: a new run) writes them again."""
+        kept = [row for row in self.rows() if row["epoch"] < epochs]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(temporary, self.path)
+
+    def write(self, epoch: int, means: Mapping[str, float]) -> None:
+        """Append one line and redraw the figure."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"epoch": epoch, **means}) + "\n")
+        self._draw(self.rows())
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the lines written so far."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+
+    def _draw(self, rows: list[dict[str, Any]]) -> None:
+        names = [name for name in rows[-1] if name != "epoch"]
+        columns = min(3, len(names))
+        lines = -(-len(names) // columns)
+        with plt.style.context("default"):  # nnU-Net's logger changes the global style
+            figure, axes = plt.subplots(lines, columns, figsize=(4.5 * columns, 3 * lines), squeeze=False)
+            for axis, name in zip(axes.flat, names, strict=False):
+                shown = [(row["epoch"], row[name]) for row in rows if name in row]
+                axis.plot(*zip(*shown, strict=True), marker=".", color="tab:blue")
+                axis.set_title(name)
+                axis.set_xlabel("epoch")
+                axis.grid(alpha=0.3)
+            for axis in list(axes.flat)[len(names) :]:
+                axis.set_axis_off()
+            figure.tight_layout()
+            figure.savefig(self.figure, dpi=80)
+            plt.close(figure)

@@ -1,0 +1,461 @@
+"""The one trainer: nnU-Net's training loop with two data streams and a method that owns the formulas.
+
+Everything nnU-Net does not have to do differently is inherited. A concrete trainer only names its method.
+"""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import fields
+from io import BytesIO
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.paths import nnUNet_raw
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
+from torch.optim import Optimizer
+
+from nnunet_semicon import __version__
+from nnunet_semicon.configuration import rules
+from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, key_of, keys_of, resolve
+from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.data.loader import CasePool, LabeledLoader, MetaLabeler, TwoStreamLoader, UnlabeledLoader
+from nnunet_semicon.data.splits import check_fold
+from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
+from nnunet_semicon.data.views import ViewPipeline, strong_intensity
+from nnunet_semicon.errors import UserError, exit_on_user_error
+from nnunet_semicon.meta_labels.table import PATIENT, POSITION, MetaColumn, patient_column
+from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
+from nnunet_semicon.networks.taps import FeatureTaps, channels_at
+from nnunet_semicon.training import checkpoint as checkpoints
+from nnunet_semicon.training.scalars import ScalarLog
+from nnunet_semicon.training.schedule import FractionPolyLR
+
+MAX_GRADIENT_NORM = 12  # nnU-Net's own
+
+
+class SemiTrainer(nnUNetTrainer):
+    """Trains a method on labeled and unlabeled scans; there is no ``__init__``: nnU-Net does not survive another one."""
+
+    method_class: ClassVar[type[Method]]
+
+    run: RunConfig
+    method: Method
+    rows: rules.RowPlan
+    partitions: rules.Derived
+    taps: FeatureTaps
+    scalars: ScalarLog
+    _random_state: dict[str, Any] | None = None  # of a checkpoint, until the loaders have drawn their first batches
+    _iteration = 0  # within the epoch
+
+    # ------------------------------------------------------------------ set-up
+
+    def initialize(self) -> None:
+        """Resolve the hyper-parameters, let nnU-Net build network, optimizer and loss, then build the method."""
+        with exit_on_user_error():
+            self._refuse_what_we_cannot_do()
+            self.run, config = self._read_settings()
+            self._apply_run_config()
+            super().initialize()
+            self._build_method(config)
+            self._write_config(config)
+
+    def _refuse_what_we_cannot_do(self) -> None:
+        if self.is_cascaded:
+            raise UserError(
+                f"configuration '{self.configuration_name}' is a cascade stage (previous_stage "
+                f"'{self.configuration_manager.previous_stage_name}'), which semi-supervised training does not support; "
+                "use '3d_fullres' or '2d'"
+            )
+
+    def _read_settings(self) -> tuple[RunConfig, Any]:
+        """Return the run's settings and the method's, from the ``semicon`` block of the configuration."""
+        block = self.configuration_manager.configuration.get(BLOCK, {})
+        where = f"the '{BLOCK}' block of configuration '{self.configuration_name}' ({self.plans_manager.plans_name}.json)"
+        check_keys(block, known_keys(), where)
+        return resolve(RunConfig, block, where), resolve(self.method_class.Config, block, where)
+
+    def _apply_run_config(self) -> None:
+        self.num_epochs = self.run.num_epochs
+        self.num_iterations_per_epoch = self.run.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.run.num_val_iterations_per_epoch
+        self.save_every = self.run.save_every
+        if self.run.seed is not None:
+            # ranks must augment differently; DDP gives all of them the network of rank 0
+            seed = self.run.seed + 1000 * self.local_rank
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+
+    def configure_optimizers(self) -> tuple[Optimizer, FractionPolyLR]:
+        """Return nnU-Net's optimizer, and its schedule in a form that keeps every group's own learning rate."""
+        optimizer, _ = super().configure_optimizers()
+        return optimizer, FractionPolyLR([optimizer], self.num_epochs)
+
+    def _build_method(self, config: Any) -> None:
+        needs = self.method_class.needs
+        network = self.plain_network
+        plans = self.plans_manager.plans
+        patch, image = self.configuration_manager.patch_size, self.configuration_manager.median_image_size_in_voxels
+        covered = patch[0] / image[0] if len(patch) == 3 else 0.0
+        self.partitions = rules.partitions(
+            plans["original_median_shape_after_transp"], plans["original_median_spacing_after_transp"], covered
+        )
+        share = None
+        if self.run.labeled_per_step is not None:
+            share = max(1, self.run.labeled_per_step * self.batch_size // self.configuration_manager.batch_size)
+        self.rows = rules.plan_rows(
+            self.batch_size, share, needs.student_views, self.partitions.value, needs.sample_scans
+        )
+        build = BuildContext(
+            network=network,
+            rows=self.rows,
+            partitions=self.partitions.value,
+            meta=(PATIENT,) if self.partitions.value is None else (POSITION, PATIENT),
+            has_regions=self.label_manager.has_regions,
+            tap_channels={name: channels_at(network, name) for name in needs.taps},
+        )
+        self.method = self.method_class(config, build).to(self.device)
+        self.taps = FeatureTaps(network, needs.taps)  # after the method copied its teachers, before the first forward
+        self._add_method_parameters()
+        self.scalars = ScalarLog(self.output_folder)
+
+    def _add_method_parameters(self) -> None:
+        """Give the method's trainable parameters to nnU-Net's optimizer, except those with an optimizer of their own."""
+        own = self.method.optimizers()
+        taken = {id(p) for optimizer in own for group in optimizer.param_groups for p in group["params"]}
+        ours = [p for p in self.method.parameters() if p.requires_grad and id(p) not in taken]
+        if ours:
+            self.optimizer.add_param_group({"params": ours, "lr": self.initial_lr})
+        self.optimizers: list[Optimizer] = [self.optimizer, *own]
+        self.lr_scheduler = FractionPolyLR(self.optimizers, self.num_epochs)
+        if self.is_ddp:
+            for tensor in self.method.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+    @property
+    def plain_network(self) -> nn.Module:
+        """The network without the wrappers of DDP and torch.compile."""
+        network = self.network.module if self.is_ddp else self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    def _write_config(self, config: Any) -> None:
+        """Print every hyper-parameter with its reason and write them to ``semicon_config.json`` in the fold folder."""
+        block = self.configuration_manager.configuration.get(BLOCK, {})
+        values = {}
+        for instance in (self.run, config):
+            for f in fields(instance):
+                reason = "set in the plans" if key_of(f) in block else f.metadata["source"] or "default"
+                values[key_of(f)] = {"value": getattr(instance, f.name), "reason": reason}
+        values["partitions"] = self.partitions._asdict()
+        values["labeled_per_step"] = {"value": self.rows.labeled, "reason": self.rows.reason}
+        values["student_rows"] = {"value": self.rows.student_rows, "reason": self._rows_in_words()}
+        values.update({name: derived._asdict() for name, derived in self.method.derived.items()})
+        self.print_to_log_file(f"nnunet_semicon {__version__}, method {self.method_class.__name__}", add_timestamp=False)
+        for name, entry in values.items():
+            self.print_to_log_file(f"  {name} = {entry['value']}  ({entry['reason']})", add_timestamp=False)
+        if self.local_rank == 0:
+            content = {"version": __version__, "trainer": type(self).__name__, "settings": values}
+            with open(os.path.join(self.output_folder, "semicon_config.json"), "w") as file:
+                json.dump(content, file, indent=2)
+
+    def _rows_in_words(self) -> str:
+        extra = self.rows.extra_rows
+        return "as planned" if extra == 0 else f"{extra} more than planned: the method's minimum; memory grows with it"
+
+    # ------------------------------------------------------------------ data
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, after a check of the fold's ``unlabeled`` list."""
+        with exit_on_user_error():
+            self._split_unlabeled()
+        return super().do_split()
+
+    def _split_unlabeled(self) -> list[str]:
+        """Return the cases of imagesTr that the fold lists as unlabeled."""
+        splits_file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold == "all" or not os.path.isfile(splits_file):
+            return []
+        with open(splits_file) as file:
+            splits = json.load(file)
+        dataset_class = self.dataset_class
+        known = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        fold = check_fold(splits, self.fold, known, splits_file)
+        return fold.unlabeled if fold is not None else []
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Return nnU-Net's augmenters around the two-stream training loader and the stock validation loader."""
+        with exit_on_user_error():
+            patch_size = self.configuration_manager.patch_size
+            rotation, dummy_2d, initial_patch_size, mirror_axes = (
+                self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+            )
+            scales = self._get_deep_supervision_scales()
+            regions = self.label_manager.foreground_regions if self.label_manager.has_regions else None
+            labels = {
+                "foreground_labels": self.label_manager.foreground_labels,
+                "regions": regions,
+                "ignore_label": self.label_manager.ignore_label,
+            }
+            masking = self.configuration_manager.use_mask_for_norm
+            transforms = self.get_training_transforms(
+                patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masking, **labels
+            )
+            val_transforms = self.get_validation_transforms(scales, **labels)
+
+            dataset_train, dataset_val = self.get_tr_and_val_datasets()
+            labeled = LabeledLoader(
+                dataset_train,
+                self.rows.labeled,
+                initial_patch_size,
+                patch_size,
+                self.label_manager,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                probabilistic_oversampling=self._oversample_by_chance(),
+                transforms=transforms,
+            )
+            train = self._two_streams(dataset_train, dataset_val, labeled, initial_patch_size, transforms)
+            val = nnUNetDataLoader(
+                dataset_val,
+                self.batch_size,
+                patch_size,
+                patch_size,
+                self.label_manager,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                probabilistic_oversampling=self.probabilistic_oversampling,
+                transforms=val_transforms,
+            )
+            return self._start_workers(train, val)
+
+    def _oversample_by_chance(self) -> bool:
+        """With one or two labeled rows, nnU-Net's rounding would never force a patch onto the foreground."""
+        forced = self.rows.labeled - round(self.rows.labeled * (1 - self.oversample_foreground_percent))
+        return self.probabilistic_oversampling or (self.rows.labeled < self.batch_size and forced == 0)
+
+    def _two_streams(
+        self, dataset_train: Any, dataset_val: Any, labeled: LabeledLoader, initial_patch_size: Any, transforms: Any
+    ) -> TwoStreamLoader:
+        needs = self.method_class.needs
+        from_split, from_folder = self._split_unlabeled(), self._images_un()
+        self._say_what_it_trains_on(dataset_train, dataset_val, from_split, from_folder)
+        split_dataset = self.dataset_class(self.preprocessed_dataset_folder, list(from_split))
+        datasets = [dataset_train, split_dataset]
+        if from_folder:
+            folder = unlabeled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
+            datasets.append(nnUNetDatasetBlosc2(folder, list(from_folder)))
+        pool = CasePool(datasets)
+        train_cases, unlabeled_cases = list(dataset_train.identifiers), [*from_split, *from_folder]
+        columns: dict[str, MetaColumn] = {}
+        if needs.meta:
+            columns[PATIENT] = patient_column([*train_cases, *unlabeled_cases])
+        meta = MetaLabeler(columns, self.partitions.value if needs.meta else None, pool)
+        if needs.views == 0:
+            return TwoStreamLoader(labeled, None, meta)
+
+        drawn = sorted({*train_cases, *unlabeled_cases}) if needs.sample_scans else unlabeled_cases or train_cases
+        if self.rows.scans > len(drawn):
+            self.print_to_log_file(f"only {len(drawn)} scans for {self.rows.scans} per step: scans repeat in a step")
+        patch_size = self.configuration_manager.patch_size
+        views = ViewPipeline(
+            transforms, strong_intensity(patch_size, cutout=False), needs.views, needs.shared_geometry
+        )
+        unlabeled = UnlabeledLoader(
+            pool, drawn, self.rows, self.partitions.value, initial_patch_size, patch_size, views
+        )
+        return TwoStreamLoader(labeled, unlabeled, meta)
+
+    def _images_un(self) -> list[str]:
+        """Return the preprocessed cases of imagesUn; refuses a folder that is not, or not correctly, preprocessed."""
+        raw = os.path.join(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else ""
+        return require_preprocessed(
+            raw,
+            self.preprocessed_dataset_folder_base,
+            self.plans_manager,
+            self.configuration_name,
+            self.dataset_json,
+        )
+
+    def _say_what_it_trains_on(
+        self, dataset_train: Any, dataset_val: Any, from_split: list[str], from_folder: list[str]
+    ) -> None:
+        self.print_to_log_file(
+            f"labeled {len(dataset_train.identifiers)}, unlabeled {len(from_split) + len(from_folder)} "
+            f"(imagesUn {len(from_folder)}, split {len(from_split)}), validation {len(dataset_val.identifiers)}"
+        )
+        if self.method_class.needs.views and not from_split and not from_folder:
+            self.print_to_log_file("no unlabeled case: the training cases are the unlabeled stream, without their labels")
+
+    def _start_workers(self, train: TwoStreamLoader, val: nnUNetDataLoader) -> tuple[Any, Any]:
+        """Wrap the loaders as nnU-Net does, but seed torch too: forked workers share the parent's state."""
+        workers = get_allowed_n_proc_DA()
+        if workers == 0:
+            augmenters = SingleThreadedAugmenter(train, None), SingleThreadedAugmenter(val, None)
+        else:
+            val_workers = max(1, workers // 2)
+            # the epoch keeps a resumed run from repeating the batches of its beginning
+            entropy = None if self.run.seed is None else [self.run.seed, self.local_rank, self.current_epoch]
+            seeds = [int(s) for s in np.random.SeedSequence(entropy).generate_state(workers + val_workers)]
+            settings = {"transform": None, "pin_memory": self.device.type == "cuda", "wait_time": 0.002}
+            augmenters = (
+                NonDetMultiThreadedAugmenter(
+                    train, num_processes=workers, num_cached=max(6, workers // 2), seeds=seeds[:workers], **settings
+                ),
+                NonDetMultiThreadedAugmenter(
+                    val, num_processes=val_workers, num_cached=max(3, workers // 4), seeds=seeds[workers:], **settings
+                ),
+            )
+        for augmenter in augmenters:
+            next(augmenter)  # starts the workers, as nnU-Net does
+        return augmenters
+
+    # ------------------------------------------------------------------ training
+
+    def run_training(self) -> None:
+        """nnU-Net's loop; workers are shut down however it ends."""
+        try:
+            super().run_training()
+        finally:
+            for augmenter in (self.dataloader_train, self.dataloader_val):
+                if isinstance(augmenter, NonDetMultiThreadedAugmenter):
+                    augmenter._finish()
+
+    def on_train_start(self) -> None:
+        """nnU-Net's start; then teachers take over the student (pre-trained weights were loaded after initialize)."""
+        super().on_train_start()
+        if self._random_state is None:
+            self.method.on_train_start(self.plain_network)
+        else:
+            checkpoints.set_random_state(self._random_state)
+        if self.local_rank == 0:
+            self.scalars.truncate(self.current_epoch)
+
+    def on_train_epoch_start(self) -> None:
+        """nnU-Net's epoch start, for the method too."""
+        super().on_train_epoch_start()
+        self.method.train()
+        self._iteration = 0
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step: the method's loss, then scale, clip and step for every optimizer."""
+        two_streams = TwoStreamBatch.from_dict(batch).to(self.device)
+        progress = Progress(
+            self.current_epoch * self.num_iterations_per_epoch + self._iteration,
+            self.num_epochs * self.num_iterations_per_epoch,
+        )
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            output = self.method.compute(self._student, two_streams, self.loss, progress)
+        self._backward_and_step(output.loss)
+        with self._autocast(), exit_on_user_error():
+            self.method.after_step(self.plain_network, two_streams, output, progress)
+        self.scalars.add({"loss": output.loss, **output.scalars})
+        self._iteration += 1
+        return {"loss": output.loss.detach().cpu().numpy()}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def _student(self, images: Tensor) -> StudentOutput:
+        logits = self.network(images)
+        return StudentOutput(logits, self.taps.take())
+
+    def _backward_and_step(self, loss: Tensor) -> None:
+        scaler = self.grad_scaler
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        self._average_method_gradients()
+        if scaler is not None:
+            for optimizer in self.optimizers:
+                scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
+        torch.nn.utils.clip_grad_norm_([p for p in self.method.parameters() if p.grad is not None], MAX_GRADIENT_NORM)
+        for optimizer in self.optimizers:
+            if scaler is None:
+                optimizer.step()
+            else:
+                scaler.step(optimizer)
+        if scaler is not None:
+            scaler.update()
+
+    def _average_method_gradients(self) -> None:
+        """DDP synchronizes only the wrapped network. Before unscaling, so that all ranks skip the same steps."""
+        if not self.is_ddp:
+            return
+        for parameter in self.method.parameters():
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """nnU-Net's epoch end; then the method's curves."""
+        super().on_train_epoch_end(train_outputs)
+        means = self.scalars.pop_means()
+        if self.is_ddp:
+            gathered: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(gathered, means)
+            means = {name: float(np.mean([rank[name] for rank in gathered])) for name in means}
+        if self.local_rank == 0:
+            self.scalars.write(self.current_epoch, means)
+            for logger in self.logger.loggers:
+                for name, value in means.items():
+                    logger.log(f"semicon/{name}", value, self.current_epoch)
+        self.print_to_log_file("  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint with one extra key, written atomically; the network in it is the plain student."""
+        state = checkpoints.random_state()
+        states = [state]
+        if self.is_ddp:
+            states = [None] * dist.get_world_size()  # type: ignore[list-item]
+            dist.all_gather_object(states, state)
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        extra = {
+            "version": __version__,
+            "method": self.method.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers[1:]],
+            "random_states": states,
+        }
+
+        def write_stock(buffer: BytesIO) -> None:
+            super(SemiTrainer, self).save_checkpoint(buffer)
+
+        checkpoints.save_with_extra(write_stock, extra, filename)
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Load nnU-Net's part, then everything the method needs to go on."""
+        super().load_checkpoint(filename_or_checkpoint)
+        with exit_on_user_error():
+            extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False).get(checkpoints.KEY)
+            if extra is None:
+                raise UserError(
+                    f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so {type(self).__name__} did not write it; "
+                    "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
+                )
+            self.method.load_state_dict(extra["method"])
+            for optimizer, state in zip(self.optimizers[1:], extra["optimizers"], strict=True):
+                optimizer.load_state_dict(state)
+            states = extra["random_states"]
+            self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
+
+
+def known_keys() -> set[str]:
+    """Return every key that some trainer understands; a configuration may be used with several trainers."""
+    configs = [trainer.method_class.Config for trainer in SemiTrainer.__subclasses__()]
+    return {key for config_class in (RunConfig, *configs) for key in keys_of(config_class)}
