@@ -19,3 +19,19 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("NNUNET_SEMICON_TEST_DATA is unset: no folder with real datasets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def prepared(tiny, tmp_path_factory) -> Tiny:
+    """The tiny dataset with a split that has unlabeled cases and short configurations. Read-only."""
+    from tests.harness import prepare
+
+    return prepare(tiny.fresh(tmp_path_factory.mktemp("prepared")))
+
+
+@pytest.fixture
+def training(prepared, monkeypatch, tmp_path) -> Tiny:
+    """``prepared`` in this process's environment, with a results folder of this test's own."""
+    prepared.use(monkeypatch)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    return prepared

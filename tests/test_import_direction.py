@@ -20,8 +20,8 @@ ANYTHING = "*"
 class Rule(NamedTuple):
     """What the modules of one part may import, besides the standard library, ``errors`` and the part itself."""
 
-    ours: set[str] = set()
-    libraries: set[str] = set()
+    ours: frozenset[str] | set[str] = frozenset()
+    libraries: frozenset[str] | set[str] = frozenset()
     itself: bool = True
 
 
@@ -41,6 +41,7 @@ TABLE = {
             "acvl_utils",
             "batchgenerators",
             "batchgeneratorsv2",
+            "blosc2",
             "nnunetv2",
             "numpy",
             "threadpoolctl",
@@ -81,7 +82,7 @@ def imported_names(source: str, module: str) -> Iterable[str]:
                 yield f"{PACKAGE}.{name}" if name in MODULES or f"{name}.__init__" in MODULES else base
 
 
-def is_or_is_in(name: str, allowed: set[str]) -> bool:
+def is_or_is_in(name: str, allowed: Iterable[str]) -> bool:
     return ANYTHING in allowed or any(name == a or name.startswith(f"{a}.") for a in allowed)
 
 

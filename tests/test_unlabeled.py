@@ -12,6 +12,7 @@ from pathlib import Path
 import blosc2
 import numpy as np
 import pytest
+import SimpleITK
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.cli.main import main
@@ -322,15 +323,27 @@ def test_other_plans_redo_everything(tiny, tmp_path):
     assert require_preprocessed(*arguments(mine)) == UNLABELED
 
 
-def test_bad_files_are_named_and_the_others_finish(tiny, tmp_path):
+def test_values_that_are_not_finite_are_named(tiny, tmp_path):
     mine = tiny.fresh(tmp_path)
-    good, truncated, not_finite, four_d = UNLABELED
-    image_file(mine, truncated).write_bytes(image_file(mine, truncated).read_bytes()[:500])
     image = make_case(7)[0][0]
     image[3, 20, 20] = np.nan
-    write_image(image, image_file(mine, not_finite))
-    import SimpleITK
+    write_image(image, image_file(mine, "nan"))
+    change_plans(mine, lambda plans: plans.update(image_reader_writer="NibabelIO"))  # SimpleITK reads NaN as 0
+    result = preprocess_unlabeled(*arguments(mine), n_processes=2)
+    assert list(result.failures) == ["nan"]
+    assert "nan_0000.nii.gz" in result.failures["nan"]
+    assert "not finite" in result.failures["nan"]
+    assert set(os.listdir(folder_of(mine))) == {f"{c}{suffix}" for c in UNLABELED for suffix in OUTPUTS} | {
+        "manifest.json"
+    }
 
+
+def test_bad_files_are_named_and_the_others_finish(tiny, tmp_path):
+    mine = tiny.fresh(tmp_path)
+    good, truncated, garbage, four_d = UNLABELED
+    # the header is whole: SimpleITK alone would read the rest as zeros
+    image_file(mine, truncated).write_bytes(image_file(mine, truncated).read_bytes()[:-500])
+    image_file(mine, garbage).write_bytes(b"not an image" * 100)
     frames = [SimpleITK.GetImageFromArray(make_case(7)[0][0]) for _ in range(3)]
     SimpleITK.WriteImage(SimpleITK.JoinSeries(frames), str(image_file(mine, four_d)))
     broken = image_file(mine, "broken")
@@ -341,7 +354,7 @@ def test_bad_files_are_named_and_the_others_finish(tiny, tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     sentences = [line for line in done.stderr.splitlines() if line.startswith("semicon preprocess: ")]
-    words = {truncated: "cannot be read", not_finite: "not finite", four_d: "3 channels", "broken": "cannot be read"}
+    words = {truncated: "cannot be read", garbage: "cannot be read", four_d: "3 channels", "broken": "cannot be read"}
     for case, word in words.items():
         assert any(str(image_file(mine, case)) in line and word in line for line in sentences), (case, done.stderr)
     assert "1 of 5 unlabeled cases are preprocessed" in done.stdout
@@ -425,6 +438,7 @@ def wait_for(condition, seconds: float = 120):
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker processes in /proc")
 def test_a_kill_leaves_whole_cases_and_a_dead_worker_is_noticed(tiny, tmp_path):
     mine = tiny.fresh(tmp_path)

@@ -24,6 +24,11 @@ def preprocessed_folder() -> str:
     return _folder("nnUNet_preprocessed")
 
 
+def results_folder() -> str:
+    """Return ``nnUNet_results``."""
+    return _folder("nnUNet_results")
+
+
 def dataset_name(name_or_id: str) -> str:
     """Return ``DatasetXXX_Name`` for an id or a name, looked up in all of nnU-Net's folders.
 
@@ -36,4 +41,6 @@ def dataset_name(name_or_id: str) -> str:
         return str(maybe_convert_to_dataset_name(int(name_or_id) if name_or_id.isdigit() else name_or_id))
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"dataset '{name_or_id}' cannot be used, expected an id such as 027 or a name: {reason}") from None
+        raise UserError(
+            f"dataset '{name_or_id}' cannot be used, expected an id such as 027 or a name: {reason}"
+        ) from None

@@ -34,12 +34,10 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
-    from nnunet_semicon.cli.common import dataset_name
+    from nnunet_semicon.cli.common import dataset_name, results_folder
     from nnunet_semicon.training.checkpoint import STOCK_TRAINER, exported
 
-    results = os.environ.get("nnUNet_results")
-    if not results:
-        raise UserError("the variable nnUNet_results is not set: `export nnUNet_results=/your/folder`")
+    results_folder()
     name = dataset_name(args.d)
     source = Path(get_output_folder(name, args.tr, args.p, args.c))
     target = Path(args.o) / name / f"{STOCK_TRAINER}__{args.p}__{args.c}"

@@ -1,8 +1,8 @@
 """Hyper-parameters: typed defaults, overridden by the ``semicon`` block of a configuration in the plans file.
 
-Every field of a config dataclass is declared with :func:`setting`, which carries its meaning, range and source. A block
-is a flat JSON object, e.g. ``{"num_epochs": 6, "temperature": 0.1, "lambda": {"patient": 0.01}}``. A trailing underscore
-of a field name is dropped in the block (``lambda`` is a Python keyword).
+Every field of a config dataclass is declared with :func:`setting`, which carries its meaning, range and source. A
+block is a flat JSON object, e.g. ``{"num_epochs": 6, "temperature": 0.1, "lambda": {"patient": 0.01}}``. A trailing
+underscore of a field name is dropped in the block (``lambda`` is a Python keyword).
 """
 
 from collections.abc import Iterable, Mapping
@@ -115,7 +115,9 @@ def checked(key: str, value: Any, config_field: "Field[Any]", hint: Any, where: 
         value = float(value)
     expected = next(t for t in allowed if t is not type(None))
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise UserError(f"'{key}' in {where} is {value!r}, expected {_article(expected)}: {config_field.metadata['help']}")
+        raise UserError(
+            f"'{key}' in {where} is {value!r}, expected {_article(expected)}: {config_field.metadata['help']}"
+        )
     choices = config_field.metadata["choices"]
     if choices and value not in choices:
         raise UserError(f"'{key}' in {where} is {value!r}, expected one of {', '.join(choices)}")
@@ -127,7 +129,7 @@ def _checked_mapping(key: str, value: Any, config_field: "Field[Any]", where: st
     default = default_of(config_field)
     if not isinstance(value, Mapping):
         example = next(iter(default))
-        raise UserError(f'\'{key}\' in {where} is {value!r}, expected an object such as {{"{example}": 0.01}}')
+        raise UserError(f"'{key}' in {where} is {value!r}, expected an object such as {{\"{example}\": 0.01}}")
     for name, number in value.items():
         if name not in default:
             raise UserError(
@@ -142,7 +144,9 @@ def _checked_mapping(key: str, value: Any, config_field: "Field[Any]", where: st
 def _check_range(key: str, value: Any, config_field: "Field[Any]", where: str) -> None:
     low, high = config_field.metadata["low"], config_field.metadata["high"]
     if (low is not None and value < low) or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
+        bounds = (
+            f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
+        )
         raise UserError(f"'{key}' in {where} is {value!r}, expected {bounds}: {config_field.metadata['help']}")
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from nnunet_semicon.meta_labels.table import PATIENT, POSITION
+
 # fewer embeddings than this in a step leave too few negatives: contrast is then against a queue as well
 FEW_EMBEDDINGS = 16
 
@@ -36,8 +38,15 @@ def partitions(
         return Derived(None, f"no slice axis: {slices:g} slices along axis 0")
     value = round(min(max(min(slices / 5, extent_mm / 12), 3), 7))
     if (1 - covered_by_patch) * value < 1:
-        return Derived(None, f"a patch covers {min(covered_by_patch, 1):.0%} of axis 0: every center lies at one position")
+        return Derived(
+            None, f"a patch covers {min(covered_by_patch, 1):.0%} of axis 0: every center lies at one position"
+        )
     return Derived(value, f"clamp(min({slices:g} slices / 5, {extent_mm:.0f} mm / 12 mm), 3, 7), rounded")
+
+
+def available_labels(partition_count: int | None) -> tuple[str, ...]:
+    """Return the names of the meta-labels that every dataset has."""
+    return (PATIENT,) if partition_count is None else (POSITION, PATIENT)
 
 
 @dataclass(frozen=True)
@@ -116,5 +125,7 @@ def gamma_range(candidates: int, temperature: float, mode: str) -> Mapping[str, 
         "gamma_start": Derived(
             0.49 * math.log(candidates), f"0.49 log({candidates}): scales with the loss of an untrained embedding"
         ),
-        "gamma_end": Derived(end * bound, f"{end} (log {candidates + 1} + 2 / {temperature}): the bound of the pair loss"),
+        "gamma_end": Derived(
+            end * bound, f"{end} (log {candidates + 1} + 2 / {temperature}): the bound of the pair loss"
+        ),
     }

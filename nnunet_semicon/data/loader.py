@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from nnunet_semicon.configuration.rules import RowPlan
 from nnunet_semicon.data.sampler import draw_cases, draw_scans
 from nnunet_semicon.data.views import ViewPipeline
 from nnunet_semicon.meta_labels.position import SliceAxis
-from nnunet_semicon.meta_labels.table import POSITION, MetaColumn
+from nnunet_semicon.meta_labels.table import PATIENT, POSITION, MetaColumn, patient_column
 
 
 class LabeledLoader(nnUNetDataLoader):
@@ -72,6 +71,16 @@ class MetaLabeler:
         self.partitions = partitions
         self.pool = pool
 
+    @classmethod
+    def of_cases(cls, cases: Sequence[str], partitions: int | None, pool: CasePool) -> "MetaLabeler":
+        """Label by patient, and by position where there is one."""
+        return cls({PATIENT: patient_column(cases)}, partitions, pool)
+
+    @classmethod
+    def silent(cls, pool: CasePool) -> "MetaLabeler":
+        """No label at all, for a method that asks for none."""
+        return cls({}, None, pool)
+
     def codes(self, cases: Sequence[str], boxes: Tensor) -> dict[str, Tensor]:
         """Return meta-label -> (B,) int64 for B rows with their crops (B, 3, 2)."""
         codes = {
@@ -94,7 +103,8 @@ class UnlabeledLoader:
     Args:
         pool: reads the cases.
         cases: the case ids to draw from.
-        plan: images per step; scans and partitions for the meta-label sampler.
+        images: images per step.
+        scans: scans per step of the meta-label sampler (each gives ``images // scans``); 0: single images.
         partitions: S, or None.
         initial_patch_size: voxels of the crop before the spatial transforms (2 or 3 entries).
         patch_size: voxels that the network sees.
@@ -105,7 +115,8 @@ class UnlabeledLoader:
         self,
         pool: CasePool,
         cases: Sequence[str],
-        plan: RowPlan,
+        images: int,
+        scans: int,
         partitions: int | None,
         initial_patch_size: Sequence[int],
         patch_size: Sequence[int],
@@ -113,7 +124,8 @@ class UnlabeledLoader:
     ) -> None:
         self.pool = pool
         self.cases = cases
-        self.plan = plan
+        self.images = images
+        self.scans = scans
         self.partitions = partitions
         self.is_2d = len(patch_size) == 2
         thickness = [1] if self.is_2d else []
@@ -124,10 +136,10 @@ class UnlabeledLoader:
 
     def draw(self) -> tuple[Tensor, Tensor, list[str]]:
         """Return views (V, B_u, C, *S) float32, boxes (B_u, 3, 2) int64 and B_u case ids."""
-        if self.plan.scans:
-            draws = draw_scans(self.cases, self.plan.scans, self.plan.partitions_per_scan, self.partitions)
+        if self.scans:
+            draws = draw_scans(self.cases, self.scans, self.images // self.scans, self.partitions)
         else:
-            draws = draw_cases(self.cases, self.plan.images)
+            draws = draw_cases(self.cases, self.images)
         views, boxes = [], []
         for case, partition in draws:
             data, segmentation = self.pool.load(case)

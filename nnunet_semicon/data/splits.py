@@ -94,8 +94,8 @@ def check_fold(
         if not lists_unlabeled(splits):
             return None
         raise UserError(
-            f"{where} has no fold {number}, only 0 to {len(splits) - 1}, and lists unlabeled cases: nnU-Net would train "
-            "on the labels of a random 80 % of all cases; use one of these folds or add this one"
+            f"{where} has no fold {number}, only 0 to {len(splits) - 1}, and lists unlabeled cases: nnU-Net would "
+            "train on the labels of a random 80 % of all cases; use one of these folds or add this one"
         )
     entry = splits[number]
     cases = FoldCases(list(entry["train"]), list(entry["val"]), list(entry.get(UNLABELED, [])))
@@ -120,8 +120,8 @@ def _refuse_unknown(cases: FoldCases, number: int, known_cases: Collection[str],
         if unknown:
             raise UserError(
                 f"fold {number} of {where} lists under '{key}' a case that is not among the {len(known)} preprocessed "
-                f"ones: {listing(unknown)}{nearest(unknown[0], known) or ';'} correct the name, remove it from the "
-                "list, or preprocess the case"
+                f"ones: {listing(unknown)}; correct the name, remove it from the list or preprocess the case"
+                f"{nearest(unknown[0], known)}"
             )
 
 
@@ -178,14 +178,15 @@ def make_splits(
         raise UserError(f"--folds {folds}: expected at least 2, since each fold validates on 1/folds of the patients")
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed {seed}: expected a number from 0 to 2^32 - 1")
+    if len(patients) < 2:
+        raise UserError(
+            f"there is only one patient ({listing(patients)}), so nothing is left for validation: add cases, or "
+            "rename them if they come from several patients (what counts is the name before _frameNN, _ED, -tNN ...)"
+        )
     if folds > len(patients):
         raise UserError(
-            f"--folds {folds}: there are only {len(patients)} patients ({listing(patients)}) and each fold needs one "
-            f"to validate on: use --folds {len(patients)} or fewer"
-            if len(patients) > 1
-            else f"there are only {len(patients)} patients ({listing(patients)}), so nothing can be held out for "
-            "validation: add cases, or rename them if they come from several patients (the name before _frameNN, "
-            "-tNN, _ED and the like counts)"
+            f"--folds {folds}: there are only {len(patients)} patients ({listing(patients)}) and each fold "
+            f"validates on one at least: use --folds {len(patients)} or fewer"
         )
     # RandomState: numpy guarantees that its stream never changes
     order = np.random.RandomState(seed).permutation(sorted(patients))
@@ -221,7 +222,7 @@ def labeled_cases(raw_dataset: str, preprocessed_dataset: str) -> list[str]:
     """Return the cases that have a label, sorted.
 
     They come from the raw dataset (the ``dataset`` entry of ``dataset.json``, or ``labelsTr``); on a machine without
-    it from ``gt_segmentations``, the copies that nnU-Net makes when it preprocesses.
+    it (an empty path) from ``gt_segmentations``, the copies that nnU-Net makes when it preprocesses.
 
     Raises:
         UserError: There is no ``dataset.json``, or no label.
@@ -259,7 +260,8 @@ def split_files(raw_dataset: str, preprocessed_dataset: str) -> list[str]:
     nnU-Net copies a raw file only if there is no other, and stops with a bare assertion if the two disagree.
     """
     raw_file = join(raw_dataset, FILE)
-    return [join(preprocessed_dataset, FILE), *([raw_file] if isfile(raw_file) else [])]
+    in_raw = isdir(raw_dataset) and isfile(raw_file)  # without a raw dataset its path is empty
+    return [join(preprocessed_dataset, FILE), *([raw_file] if in_raw else [])]
 
 
 def write_splits(splits: list[dict[str, list[str]]], paths: Sequence[str], force: bool) -> list[str]:
@@ -270,7 +272,7 @@ def write_splits(splits: list[dict[str, list[str]]], paths: Sequence[str], force
     """
     existing = [path for path in paths if isfile(path)]
     if existing and not force:
-        raise UserError(f"{' and '.join(existing)} exists: add --force to replace it (a backup is kept)")
+        raise UserError(f"{' and '.join(existing)} already there: add --force to replace it (a backup is kept)")
     temporaries = [f"{path}.tmp" for path in paths]
     backups: list[str] = []
     try:
@@ -283,7 +285,9 @@ def write_splits(splits: list[dict[str, list[str]]], paths: Sequence[str], force
         for temporary, path in zip(temporaries, paths, strict=True):
             os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{error.filename or paths[0]} cannot be written ({error.strerror}): check the folder") from None
+        raise UserError(
+            f"{error.filename or paths[0]} cannot be written ({error.strerror}): check the folder"
+        ) from None
     finally:
         for path in temporaries:
             if isfile(path):

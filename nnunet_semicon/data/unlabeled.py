@@ -13,6 +13,7 @@ Below, ``raw_dataset_folder`` is ``<nnUNet_raw>/<Dataset>`` and ``preprocessed_b
 """
 
 import contextlib
+import gzip
 import hashlib
 import io
 import json
@@ -29,8 +30,8 @@ from dataclasses import dataclass, field
 from os.path import basename, isdir, isfile, join
 from typing import Any, Literal
 
-import blosc2
 import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
@@ -493,13 +494,17 @@ def _preprocess_case(
     try:
         # before the images are read: a file that changes meanwhile will be seen as changed
         sources = [_fingerprint(file) for file in _source_files(image_files)]
+        for file in image_files:
+            _check_complete(file)
         with contextlib.redirect_stdout(printed):
             preprocessor = configuration.preprocessor_class(verbose=False)
             preprocessor.run_case_save(output, image_files, None, plans_manager, configuration, dataset_json)
     except Exception as error:  # readers and preprocessors raise anything; it concerns this case alone
         raise UserError(_explain(error, image_files, plans_manager)) from None
     print(printed.getvalue(), end="")  # warnings of the reader
-    if not np.isfinite(blosc2.open(f"{output}.b2nd", mode="r")[:]).all():
+    folder, case = os.path.split(output)
+    data, *_ = nnUNetDatasetBlosc2(folder, [case]).load_case(case)
+    if not np.isfinite(data[:]).all():
         # one such voxel in the unlabeled stream would turn the network's weights into NaN
         raise UserError(
             f"{listing(image_files)}: the preprocessed image has values that are not finite; replace NaN and infinity "
@@ -508,11 +513,27 @@ def _preprocess_case(
     return sources
 
 
+def _check_complete(file: str) -> None:
+    """Read a gzip file to its end: SimpleITK silently fills what a truncated one lacks with zeros.
+
+    Raises:
+        EOFError, OSError, zlib.error: The file is truncated or damaged.
+    """
+    with open(file, "rb") as raw:
+        if raw.read(2) != b"\x1f\x8b":
+            return
+        raw.seek(0)
+        with gzip.open(raw) as stream:
+            while stream.read(1 << 20):
+                pass
+
+
 def _explain(error: Exception, image_files: Sequence[str], plans_manager: PlansManager) -> str:
     """Say in one sentence why a case failed: read its files one by one to find the culprit."""
     geometry = []
     for file in image_files:
         try:
+            _check_complete(file)
             with contextlib.redirect_stdout(io.StringIO()):
                 image, properties = plans_manager.image_reader_writer_class().read_images([file])
         except Exception as reason:

@@ -37,10 +37,13 @@ def strong_intensity(patch_size: Sequence[int], cutout: bool) -> ComposeTransfor
         (0.8, MultiplicativeBrightnessTransform(BGContrast((0.6, 1.6)), synchronize_channels=False)),
         (0.8, ContrastTransform(BGContrast((0.6, 1.6)), preserve_range=False, synchronize_channels=False)),
         (0.5, GammaTransform(BGContrast((0.6, 1.7)), 0, synchronize_channels=False, p_per_channel=1, p_retain_stats=1)),
-        (0.5, GaussianBlurTransform((0.5, 1.5), synchronize_channels=False, synchronize_axes=False)),
+        # a kernel has to be narrower than the thinnest side of the patch: 9 voxels at sigma 1.5, 7 at 1.0
+        (0.5, GaussianBlurTransform((0.5, 1.5 if min(patch_size) > 4 else 1.0), False, False)),
         (0.3, SimulateLowResolutionTransform((0.5, 1), False, True, None, None, 1)),
         (0.5, GaussianNoiseTransform((0, 0.2), p_per_channel=1, synchronize_channels=True)),
     ]
+    if min(patch_size) <= 3:
+        chosen = [entry for entry in chosen if not isinstance(entry[1], GaussianBlurTransform)]
     if cutout:
         sizes = tuple((1, max(2, size // 4)) for size in patch_size)
         chosen.append((0.5, BlankRectangleTransform(sizes, rectangle_value=0.0, num_rectangles=1)))

@@ -60,7 +60,7 @@ def pair_losses(anchors: Tensor, candidates: Tensor, candidate_mask: Tensor, tem
         z_a = F.normalize(at_least_float32(candidates), dim=1)
         dtype = torch.promote_types(z_i.dtype, z_a.dtype)
         similarity = z_i.to(dtype) @ z_a.to(dtype).T / temperature
-        # The lowest finite number, not -inf: a row without candidates would give NaN gradients.
+        # The lowest finite number, not -inf: a row without candidates would give (-inf) - (-inf) on the way back.
         in_denominator = similarity.masked_fill(~candidate_mask, torch.finfo(dtype).min)
         losses = torch.logsumexp(in_denominator, dim=1, keepdim=True) - similarity
         return losses.masked_fill(~candidate_mask, 0.0)

@@ -1,7 +1,7 @@
 """The contract between a method and the trainer that owns it.
 
-A method is an ``nn.Module``: heads, teachers, second networks and queues are its sub-modules or buffers. It knows nothing
-of mixed precision, clipping, devices, ranks or files; the trainer knows no formula.
+A method is an ``nn.Module``: heads, teachers, second networks and queues are its sub-modules or buffers. It knows
+nothing of mixed precision, clipping, devices, ranks or files; the trainer knows no formula.
 """
 
 from collections.abc import Callable, Mapping
@@ -114,12 +114,13 @@ class Method(nn.Module):
         build: see :class:`BuildContext`.
 
     Attributes:
+        scalar_names: the keys of ``StepOutput.scalars``.
         derived: hyper-parameter -> value and reason, for everything the method derived from ``build``.
     """
 
     Config: ClassVar[type[Any]]
     needs: ClassVar[Needs] = Needs()
-    scalar_names: ClassVar[tuple[str, ...]] = ()
+    scalar_names: tuple[str, ...] = ()
 
     def __init__(self, config: Any, build: BuildContext) -> None:
         super().__init__()

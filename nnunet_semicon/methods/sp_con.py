@@ -2,9 +2,9 @@
 
     L = L_sup + lambda_reg L_MT + lambda_sp sum_k lambda_k L_SPcon^k                     (supplement, eq. 15 with 14)
 
-L_MT: consistency with a mean teacher (supplement, eq. 3). L_SPcon^k: contrast of image embeddings in which two images are
-a positive pair if they share meta-label k (slice position, patient), each pair weighted by how well the network already
-agrees with it (:mod:`nnunet_semicon.losses.self_paced`).
+L_MT: consistency with a mean teacher (supplement, eq. 3). L_SPcon^k: contrast of image embeddings in which two images
+are a positive pair if they share meta-label k (slice position, patient), each pair weighted by how well the network
+already agrees with it (:mod:`nnunet_semicon.losses.self_paced`).
 
 Deviations: L_sup is nnU-Net's Dice + cross-entropy; scans x partitions are sampled in the joint stage too; where few
 embeddings fit in a step, contrast is also against a queue of teacher embeddings; gamma is updated every step. They are
@@ -37,7 +37,7 @@ from nnunet_semicon.methods.base import (
     rows_of,
 )
 from nnunet_semicon.networks.ema import EmaTeacher, segmentation_teacher
-from nnunet_semicon.networks.heads import Projector
+from nnunet_semicon.networks.heads import Projectors
 from nnunet_semicon.networks.queue import EmbeddingQueue
 from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps
 
@@ -68,22 +68,21 @@ class SPCon(Method):
 
     Config = SPConConfig
     needs = Needs(views=2, student_views=2, sample_scans=True, meta=True, taps=(BOTTLENECK,))
-    scalar_names = ("supervised", "consistency", "gamma")
 
+    queues: Any  # nn.ModuleDict: meta-label -> EmbeddingQueue
     steps_without_negatives: Tensor
 
     def __init__(self, config: SPConConfig, build: BuildContext) -> None:
         super().__init__(config, build)
         self.labels = tuple(k for k, weight in config.lambda_.items() if weight > 0 and k in build.meta)
-        self.scalar_names = (*self.scalar_names, *(f"{what}_{k}" for k in self.labels for what in ("contrast", "weight")))
+        of_labels = (f"{what}_{k}" for k in self.labels for what in ("contrast", "weight"))
+        self.scalar_names = ("supervised", "consistency", "gamma", *of_labels)
         embeddings = self.needs.student_views * build.rows.images
         self._derive(embeddings, build.partitions)
 
         self.teacher = segmentation_teacher(build.network)
         self.teacher_taps = FeatureTaps(self.teacher.module, (BOTTLENECK,))
-        self.heads = nn.ModuleDict(
-            {k: Projector(build.tap_channels[BOTTLENECK], out=config.projection_dim) for k in self.labels}
-        )
+        self.heads = Projectors(self.labels, build.tap_channels[BOTTLENECK], out=config.projection_dim)
         self.teacher_heads = EmaTeacher(self.heads)
         self.queues = nn.ModuleDict(
             {k: EmbeddingQueue(self.derived["queue_size"].value, config.projection_dim) for k in self.labels}
@@ -113,9 +112,11 @@ class SPCon(Method):
             self.derived["gamma_end"].value,
             self.config.gamma_exponent,
         )
-        features = output.features[BOTTLENECK][n:]
-        terms = {k: self._contrast(k, features, batch, gamma) for k in self.labels}
-        contrast = sum((self.config.lambda_[k] * term.loss for k, term in terms.items()), features.sum() * 0)
+        embeddings = self.heads(output.features[BOTTLENECK][n:])
+        terms = {k: self._contrast(k, embeddings[k], batch, gamma) for k in self.labels}
+        contrast = sum(
+            (self.config.lambda_[k] * _readable(term) for k, term in terms.items()), supervised.new_zeros(())
+        )
 
         scalars = {
             "supervised": supervised.detach(),
@@ -134,9 +135,9 @@ class SPCon(Method):
         decay = ema_decay(progress.step, self.config.ema_decay)
         self.teacher.update(student_module, decay)
         self.teacher_heads.update(self.heads, decay)
+        embeddings = self.teacher_heads(output.carry["teacher_features"])
         for k in self.labels:
-            embeddings = self.teacher_heads.module[k](output.carry["teacher_features"])
-            self.queues[k].push(embeddings, batch.meta[k][batch.n_labeled :])
+            self.queues[k].push(embeddings[k], batch.meta[k][batch.n_labeled :])
         if progress.step % PATIENCE == PATIENCE - 1:
             self._stop_without_negatives()
 
@@ -151,25 +152,27 @@ class SPCon(Method):
             value = getattr(config, name)
             self.derived[name] = derived if value is None else derived._replace(value=value, reason="set")
 
-    def _contrast(self, k: str, features: Tensor, batch: TwoStreamBatch, gamma: float) -> SelfPaced:
+    def _contrast(self, k: str, embeddings: Tensor, batch: TwoStreamBatch, gamma: float) -> SelfPaced:
         """L_SPcon^k of the student's embeddings, both views, against each other and the queue."""
         labels = batch.meta[k][batch.n_labeled :].repeat(self.needs.student_views)
-        embeddings = self.heads[k](features)
         queue = self.queues[k]
         pairs = pairs_by_label(labels, queue.labels)
         missing = ~has_negatives(pairs)
         index = self.labels.index(k)
         self.steps_without_negatives[index] = (self.steps_without_negatives[index] + 1) * missing
-        candidates = torch.cat([embeddings, queue.embeddings.to(embeddings.dtype)])
-        return self_paced_contrast(
-            embeddings, candidates, pairs, self.config.temperature, gamma, self.config.weighting
-        )
+        candidates = torch.cat([embeddings.float(), queue.embeddings])
+        return self_paced_contrast(embeddings, candidates, pairs, self.config.temperature, gamma, self.config.weighting)
 
     def _stop_without_negatives(self) -> None:
         for k, steps in zip(self.labels, self.steps_without_negatives.tolist(), strict=True):
             if steps >= PATIENCE:
                 raise UserError(
-                    f"the contrastive term of meta-label '{k}' has had no negative pair for {steps} steps, so it teaches "
-                    f"nothing: raise batch_size or queue_size, or leave it out with `semicon configure ... --set "
-                    f"lambda.{k}=0`"
+                    f"the contrastive term of meta-label '{k}' has had no negative pair for {steps} steps, so it "
+                    f"teaches nothing: raise batch_size or queue_size, or leave it out with "
+                    f"`semicon configure ... --set lambda.{k}=0`"
                 )
+
+
+def _readable(term: SelfPaced) -> Tensor:
+    """The gradient of w l + R(w) with the value of w l: R moves with gamma alone and would bend the loss curve."""
+    return term.loss - term.loss.detach() + term.weighted

@@ -47,9 +47,9 @@ class EmaTeacher(nn.Module):
 
 
 def segmentation_teacher(network: nn.Module) -> EmaTeacher:
-    """Return a teacher of a segmentation network without its deep-supervision heads: only the finest logits are targets."""
+    """Return a teacher of a segmentation network; its deep-supervision heads are off: only the finest logits count."""
     teacher = EmaTeacher(network)
-    decoder = getattr(teacher.module, "decoder", None)
+    decoder: Any = getattr(teacher.module, "decoder", None)
     if hasattr(decoder, "deep_supervision"):
         decoder.deep_supervision = False
     return teacher

@@ -1,5 +1,7 @@
 """Heads on tapped features; used in training only, never part of the saved network."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 
@@ -18,4 +20,23 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, out), not normalized."""
-        return self.mlp(features.flatten(2).mean(dim=2))
+        embedding: Tensor = self.mlp(features.flatten(2).mean(dim=2))
+        return embedding
+
+
+class Projectors(nn.Module):
+    """One independent projector per meta-label.
+
+    Args:
+        names: of the meta-labels; none is allowed.
+        in_channels: channels of the tapped features.
+        out: dimension of an embedding.
+    """
+
+    def __init__(self, names: Sequence[str], in_channels: int, out: int) -> None:
+        super().__init__()
+        self.projectors = nn.ModuleDict({name: Projector(in_channels, out=out) for name in names})
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        """Map (B, C, *S) to meta-label -> (B, out)."""
+        return {name: projector(features) for name, projector in self.projectors.items()}

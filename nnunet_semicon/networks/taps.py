@@ -1,6 +1,7 @@
 """Features from inside the network, caught by forward hooks: the network itself stays the plain nnU-Net."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -9,24 +10,24 @@ from nnunet_semicon.errors import UserError
 BOTTLENECK = "bottleneck"
 
 
-def _bottleneck(network: nn.Module) -> nn.Module:
+def _bottleneck(network: Any) -> nn.Module:
     try:
-        stages = network.encoder.stages
+        deepest: nn.Module = network.encoder.stages[-1]
     except AttributeError:
         raise UserError(
             f"the network {type(network).__name__} has no encoder.stages to take features from; expected one of "
             "nnU-Net's U-Nets (PlainConvUNet, ResidualEncoderUNet): use other plans"
         ) from None
-    return stages[-1]
+    return deepest
 
 
 LOCATIONS = {BOTTLENECK: _bottleneck}
 
 
-def channels_at(network: nn.Module, name: str) -> int:
+def channels_at(network: Any, name: str) -> int:
     """Return the number of channels of a tap's features."""
     LOCATIONS[name](network)  # refuses a network without that place
-    return int(network.encoder.output_channels[-1])  # type: ignore[union-attr, index]
+    return int(network.encoder.output_channels[-1])
 
 
 class FeatureTaps:

@@ -47,7 +47,8 @@ def save_with_extra(write_stock: Callable[[BytesIO], None], extra: dict[str, Any
 def random_state() -> dict[str, Any]:
     """Return the state of python's, numpy's and torch's generators as tensors and plain containers."""
     version, internal, gauss = random.getstate()
-    algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)
+    algorithm, keys, position, has_gauss, cached = numpy_state
     return {
         "python": [version, list(internal), gauss],
         "numpy": [algorithm, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],

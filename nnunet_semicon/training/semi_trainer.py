@@ -6,8 +6,7 @@ Everything nnU-Net does not have to do differently is inherited. A concrete trai
 import json
 import os
 import random
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from io import BytesIO
 from typing import Any, ClassVar
@@ -35,7 +34,6 @@ from nnunet_semicon.data.splits import check_fold
 from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
 from nnunet_semicon.data.views import ViewPipeline, strong_intensity
 from nnunet_semicon.errors import UserError, exit_on_user_error
-from nnunet_semicon.meta_labels.table import PATIENT, POSITION, MetaColumn, patient_column
 from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.training import checkpoint as checkpoints
@@ -46,7 +44,7 @@ MAX_GRADIENT_NORM = 12  # nnU-Net's own
 
 
 class SemiTrainer(nnUNetTrainer):
-    """Trains a method on labeled and unlabeled scans; there is no ``__init__``: nnU-Net does not survive another one."""
+    """Trains a method on labeled and unlabeled scans. There is no ``__init__``: nnU-Net would not survive it."""
 
     method_class: ClassVar[type[Method]]
 
@@ -75,14 +73,16 @@ class SemiTrainer(nnUNetTrainer):
         if self.is_cascaded:
             raise UserError(
                 f"configuration '{self.configuration_name}' is a cascade stage (previous_stage "
-                f"'{self.configuration_manager.previous_stage_name}'), which semi-supervised training does not support; "
+                f"'{self.configuration_manager.previous_stage_name}'), which we do not support; "
                 "use '3d_fullres' or '2d'"
             )
 
     def _read_settings(self) -> tuple[RunConfig, Any]:
         """Return the run's settings and the method's, from the ``semicon`` block of the configuration."""
         block = self.configuration_manager.configuration.get(BLOCK, {})
-        where = f"the '{BLOCK}' block of configuration '{self.configuration_name}' ({self.plans_manager.plans_name}.json)"
+        where = (
+            f"the '{BLOCK}' block of configuration '{self.configuration_name}' ({self.plans_manager.plans_name}.json)"
+        )
         check_keys(block, known_keys(), where)
         return resolve(RunConfig, block, where), resolve(self.method_class.Config, block, where)
 
@@ -122,7 +122,7 @@ class SemiTrainer(nnUNetTrainer):
             network=network,
             rows=self.rows,
             partitions=self.partitions.value,
-            meta=(PATIENT,) if self.partitions.value is None else (POSITION, PATIENT),
+            meta=rules.available_labels(self.partitions.value),
             has_regions=self.label_manager.has_regions,
             tap_channels={name: channels_at(network, name) for name in needs.taps},
         )
@@ -132,7 +132,7 @@ class SemiTrainer(nnUNetTrainer):
         self.scalars = ScalarLog(self.output_folder)
 
     def _add_method_parameters(self) -> None:
-        """Give the method's trainable parameters to nnU-Net's optimizer, except those with an optimizer of their own."""
+        """Give the method's parameters to nnU-Net's optimizer, except those with an optimizer of their own."""
         own = self.method.optimizers()
         taken = {id(p) for optimizer in own for group in optimizer.param_groups for p in group["params"]}
         ours = [p for p in self.method.parameters() if p.requires_grad and id(p) not in taken]
@@ -162,7 +162,9 @@ class SemiTrainer(nnUNetTrainer):
         values["labeled_per_step"] = {"value": self.rows.labeled, "reason": self.rows.reason}
         values["student_rows"] = {"value": self.rows.student_rows, "reason": self._rows_in_words()}
         values.update({name: derived._asdict() for name, derived in self.method.derived.items()})
-        self.print_to_log_file(f"nnunet_semicon {__version__}, method {self.method_class.__name__}", add_timestamp=False)
+        self.print_to_log_file(
+            f"nnunet_semicon {__version__}, method {self.method_class.__name__}", add_timestamp=False
+        )
         for name, entry in values.items():
             self.print_to_log_file(f"  {name} = {entry['value']}  ({entry['reason']})", add_timestamp=False)
         if self.local_rank == 0:
@@ -256,10 +258,9 @@ class SemiTrainer(nnUNetTrainer):
             datasets.append(nnUNetDatasetBlosc2(folder, list(from_folder)))
         pool = CasePool(datasets)
         train_cases, unlabeled_cases = list(dataset_train.identifiers), [*from_split, *from_folder]
-        columns: dict[str, MetaColumn] = {}
+        meta = MetaLabeler.silent(pool)
         if needs.meta:
-            columns[PATIENT] = patient_column([*train_cases, *unlabeled_cases])
-        meta = MetaLabeler(columns, self.partitions.value if needs.meta else None, pool)
+            meta = MetaLabeler.of_cases([*train_cases, *unlabeled_cases], self.partitions.value, pool)
         if needs.views == 0:
             return TwoStreamLoader(labeled, None, meta)
 
@@ -267,11 +268,16 @@ class SemiTrainer(nnUNetTrainer):
         if self.rows.scans > len(drawn):
             self.print_to_log_file(f"only {len(drawn)} scans for {self.rows.scans} per step: scans repeat in a step")
         patch_size = self.configuration_manager.patch_size
-        views = ViewPipeline(
-            transforms, strong_intensity(patch_size, cutout=False), needs.views, needs.shared_geometry
-        )
+        strong = strong_intensity(patch_size, cutout=False)
         unlabeled = UnlabeledLoader(
-            pool, drawn, self.rows, self.partitions.value, initial_patch_size, patch_size, views
+            pool,
+            drawn,
+            self.rows.images,
+            self.rows.scans,
+            self.partitions.value,
+            initial_patch_size,
+            patch_size,
+            ViewPipeline(transforms, strong, needs.views, needs.shared_geometry),
         )
         return TwoStreamLoader(labeled, unlabeled, meta)
 
@@ -294,7 +300,9 @@ class SemiTrainer(nnUNetTrainer):
             f"(imagesUn {len(from_folder)}, split {len(from_split)}), validation {len(dataset_val.identifiers)}"
         )
         if self.method_class.needs.views and not from_split and not from_folder:
-            self.print_to_log_file("no unlabeled case: the training cases are the unlabeled stream, without their labels")
+            self.print_to_log_file(
+                "no unlabeled case: the training cases are the unlabeled stream, without their labels"
+            )
 
     def _start_workers(self, train: TwoStreamLoader, val: nnUNetDataLoader) -> tuple[Any, Any]:
         """Wrap the loaders as nnU-Net does, but seed torch too: forked workers share the parent's state."""
@@ -421,7 +429,7 @@ class SemiTrainer(nnUNetTrainer):
         state = checkpoints.random_state()
         states = [state]
         if self.is_ddp:
-            states = [None] * dist.get_world_size()  # type: ignore[list-item]
+            states = [{}] * dist.get_world_size()
             dist.all_gather_object(states, state)
         if self.local_rank != 0 or self.disable_checkpointing:
             super().save_checkpoint(filename)
@@ -445,7 +453,7 @@ class SemiTrainer(nnUNetTrainer):
             extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False).get(checkpoints.KEY)
             if extra is None:
                 raise UserError(
-                    f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so {type(self).__name__} did not write it; "
+                    f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so it is not from one of our trainers; "
                     "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
                 )
             self.method.load_state_dict(extra["method"])

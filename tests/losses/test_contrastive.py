@@ -136,7 +136,8 @@ def test_gradcheck(name):
 def test_degenerate_batches_give_a_finite_connected_loss(name, dtype):
     rows, bank = DEGENERATE[name]
     z = embeddings(total(rows, bank), 4, dtype=dtype)
-    loss, gradient = value_and_gradient(z, rows, bank, 0.07)  # backward() fails where the graph is cut
+    with torch.autograd.set_detect_anomaly(True):  # no NaN inside either
+        loss, gradient = value_and_gradient(z, rows, bank, 0.07)  # backward() fails where the graph is cut
     assert loss.item() == pytest.approx(reference.supervised_contrast(z, rows, bank, 0.07), abs=1e-5)
     assert gradient.isfinite().all()
     if not any(reference.positives_of(i, rows, bank) for i in range(len(rows))):

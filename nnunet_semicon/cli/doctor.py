@@ -1,0 +1,567 @@
+"""``semicon doctor``: is everything in place, and if not, what to do."""
+
+import argparse
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from os.path import isdir, isfile, join
+from typing import TYPE_CHECKING, Literal
+
+from nnunet_semicon import autoload
+from nnunet_semicon.errors import UserError, listing
+
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+NNUNET_VERSIONS = ((2, 8, 1), (2, 9))  # from, below; as in pyproject.toml
+TORCH_MINIMUM = (2, 5)
+TORCH_REFUSED_BY_NNUNET = (2, 9)
+REINSTALL = "pip install nnunet-semicon, or `pip install .` in a clone, in a fresh environment"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; a problem has a remedy."""
+
+    status: Literal["ok", "note", "problem"]
+    text: str
+    remedy: str = ""
+
+
+def ok(text: str) -> Finding:
+    """Something is as it should be."""
+    return Finding("ok", text)
+
+
+def note(text: str, remedy: str = "") -> Finding:
+    """Something to know that stops nothing."""
+    return Finding("note", text, remedy)
+
+
+def problem(text: str, remedy: str) -> Finding:
+    """Something that stops a command, or makes its result wrong."""
+    return Finding("problem", text, remedy)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = "Exit code: 0 if there is no problem, otherwise 1."
+    parser.add_argument("-d", metavar="DATASET", help="also check a dataset: 4, 004 or Dataset004_Name")
+    parser.add_argument(
+        "--print-export",
+        action="store_true",
+        help="print only the line that makes nnU-Net find the trainers explicitly",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report; returns 1 if there is a problem."""
+    if args.print_export:
+        print(export_line())
+        return 0
+    sections: dict[str, Callable[[], Iterator[Finding]]] = {
+        "installation": check_installation,
+        "variables": check_variables,
+        "discovery": check_discovery,
+        "devices": check_devices,
+    }
+    if args.d is not None:
+        sections[f"dataset {args.d}"] = lambda: check_dataset(args.d)
+    problems = 0
+    for title, check in sections.items():
+        print(title)
+        for finding in survived(check()):
+            print(f"  {finding.status:<9}{finding.text}")
+            if finding.remedy:
+                print(f"  {'':<9}-> {finding.remedy}")
+            problems += finding.status == "problem"
+    print("no problem" if problems == 0 else f"{problems} problem{'s' * (problems > 1)}")
+    return 1 if problems else 0
+
+
+def survived(findings: Iterator[Finding]) -> Iterator[Finding]:
+    """Pass findings on; an exception becomes the last one: a broken installation can raise anything anywhere."""
+    try:
+        yield from findings
+    except UserError as error:
+        yield problem(str(error), "then run this command again")
+    except Exception as error:
+        yield problem(
+            f"the check stopped here: {_in_one_line(error)}",
+            "repair the problems above; if there are none, please report this as a bug",
+        )
+
+
+def _in_one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+# --- installation ------------------------------------------------------------------------------------------------
+
+
+def check_installation() -> Iterator[Finding]:
+    """Check the versions, and that torch and torchvision fit together."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    yield ok(f"Python {python}") if sys.version_info >= (3, 10) else problem(f"Python {python} < 3.10", REINSTALL)
+    yield from check_nnunet_version(_installed("nnunetv2"))
+    yield from check_torch_version(_installed("torch"))
+    yield from check_torchvision()
+
+
+def check_nnunet_version(version: str | None) -> Iterator[Finding]:
+    """Check the version of nnU-Net (None: not installed); our trainers use parts of it that change between versions."""
+    expected = ">=2.8.1,<2.9"
+    if version is None:
+        yield problem("nnunetv2 is not installed", f'pip install "nnunetv2{expected}"')
+    elif NNUNET_VERSIONS[0] <= _numbers(version) < NNUNET_VERSIONS[1]:
+        yield ok(f"nnunetv2 {version}")
+    else:
+        yield problem(f"nnunetv2 {version}, expected {expected}", f'pip install "nnunetv2{expected}"')
+
+
+def check_torch_version(version: str | None) -> Iterator[Finding]:
+    """Check the version of torch (None: not installed)."""
+    if version is None:
+        yield problem("torch is not installed", "pip install torch torchvision")
+    elif _numbers(version)[:2] == TORCH_REFUSED_BY_NNUNET:
+        yield problem(f"torch {version}: nnU-Net refuses 2.9", 'pip install "torch!=2.9.*" torchvision')
+    elif _numbers(version) < TORCH_MINIMUM:
+        yield problem(
+            f"torch {version} < 2.5: it does not call our entry point, so nnU-Net cannot find the trainers by itself",
+            'pip install "torch>=2.5,!=2.9.*" torchvision',
+        )
+    else:
+        yield ok(f"torch {version}")
+
+
+def check_torchvision() -> Iterator[Finding]:
+    """Use one compiled operator of torchvision: only then it shows whether torchvision fits the installed torch."""
+    version = _installed("torchvision")
+    try:
+        torch, ops = importlib.import_module("torch"), importlib.import_module("torchvision.ops")
+        ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except Exception as error:  # ImportError, OSError of the linker, RuntimeError for an unknown operator, ...
+        yield problem(
+            f"torch {_installed('torch')} and torchvision {version} do not work together ({_in_one_line(error)}); "
+            "nnU-Net's search for trainers imports both",
+            "pip install --force-reinstall torch torchvision (together, from one index)",
+        )
+    else:
+        yield ok(f"torchvision {version}, matches torch")
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the leading numbers of a version: ``'2.8.1+cpu'`` -> ``(2, 8, 1)``."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match.group().split("."))) if match else ()
+
+
+# --- variables ---------------------------------------------------------------------------------------------------
+
+
+def check_variables() -> Iterator[Finding]:
+    """Check nnU-Net's three folders."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        folder = os.environ.get(variable)
+        if not folder:
+            yield problem(f"{variable} is not set", f"export {variable}=/your/folder")
+        elif not isdir(folder):
+            yield problem(f"{variable}={folder} is not a folder", f"mkdir -p {shlex.quote(folder)}, or correct it")
+        elif os.access(folder, os.W_OK):
+            yield ok(f"{variable}={folder}")
+        elif variable == "nnUNet_raw":
+            yield note(f"{variable}={folder} is read-only: enough unless data is converted into it")
+        else:
+            yield problem(f"{variable}={folder} is not writable", "change its permissions, or name another folder")
+
+
+# --- discovery ---------------------------------------------------------------------------------------------------
+
+
+def trainer_folders() -> list[str]:
+    """Return the folders that ``nnUNet_extTrainer`` names in this process."""
+    return [folder for folder in os.environ.get(autoload.VARIABLE, "").split(os.pathsep) if folder.strip()]
+
+
+def export_line() -> str:
+    """Return the line for a shell that names our folder behind those of the user."""
+    ours = autoload.trainer_folder()
+    folders = [*(folder for folder in trainer_folders() if folder != ours), ours]
+    return f"export {autoload.VARIABLE}={shlex.quote(os.pathsep.join(folders))}"
+
+
+def check_discovery() -> Iterator[Finding]:
+    """Check that nnU-Net's own search finds a trainer of ours in this process."""
+    importlib.import_module("torch")  # calls our entry point, as it does in nnU-Net's commands
+    for folder in trainer_folders():
+        if not isdir(folder):
+            yield note(f"{autoload.VARIABLE} names {folder}, which does not exist: nnU-Net skips it")
+    if autoload.trainer_folder() not in trainer_folders():
+        yield problem(
+            f"nnU-Net does not know the folder of the trainers: {why_not_loaded() or 'torch did not call us'}",
+            f"run: {export_line()}",
+        )
+        return
+    yield ok(f"{autoload.VARIABLE} names {autoload.trainer_folder()}")
+    reason = why_not_loaded()
+    yield ok("torch loads it by itself") if reason is None else note(f"it is only there because you set it: {reason}")
+    yield from check_search("nnUNetTrainerSPCon")
+
+
+def why_not_loaded() -> str | None:
+    """Return why importing torch does not add our folder, or None if it does."""
+    if not _switched_on():
+        return f"{autoload.SWITCH}={os.environ[autoload.SWITCH]} turns it off"
+    torch_switch = os.environ.get("TORCH_DEVICE_BACKEND_AUTOLOAD", "1")
+    if torch_switch != "1":
+        return f"TORCH_DEVICE_BACKEND_AUTOLOAD={torch_switch} keeps torch from calling entry points"
+    version = _installed("torch") or "0"
+    if _numbers(version) < TORCH_MINIMUM:
+        return f"torch {version} calls no entry points (2.5 does)"
+    if not any(e.value == "nnunet_semicon.autoload:register" for e in metadata.entry_points(group="torch.backends")):
+        return "the package is not installed here, only importable, so it has no entry point (`pip install .`)"
+    return None
+
+
+def _switched_on() -> bool:
+    """Return whether our callback does anything, by calling it."""
+    before = os.environ.pop(autoload.VARIABLE, None)
+    autoload.register()
+    on = autoload.VARIABLE in os.environ
+    os.environ.pop(autoload.VARIABLE, None)
+    if before is not None:
+        os.environ[autoload.VARIABLE] = before
+    return on
+
+
+def check_search(name: str) -> Iterator[Finding]:
+    """Let nnU-Net search for a trainer, without its printing."""
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    try:
+        with redirect_stdout(io.StringIO()):
+            found = recursive_find_trainer_class_by_name(name)
+    except Exception as error:  # the search imports everybody's modules
+        yield problem(
+            f"nnU-Net's search for {name} fails ({_in_one_line(error)})",
+            "if the message names a module of your own, repair it or take its folder out of nnUNet_extTrainer; "
+            f"otherwise {REINSTALL}",
+        )
+        return
+    if found is getattr(importlib.import_module("nnunet_semicon.trainers"), name):
+        yield ok(f"nnU-Net finds {name}")
+    else:
+        yield problem(
+            f"nnU-Net finds another {name}, from {found.__module__}: an earlier folder has a class of that name",
+            f"rename that class, or take its folder out of {autoload.VARIABLE}",
+        )
+
+
+# --- devices -----------------------------------------------------------------------------------------------------
+
+
+def check_devices() -> Iterator[Finding]:
+    """List what training can run on."""
+    torch = importlib.import_module("torch")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield ok(f"cpu: {cores} cores")
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        yield ok(f"cuda:{index}: {device.name}, {device.total_memory / 2**30:.1f} GiB")
+    if torch.backends.mps.is_available():
+        yield ok("mps")
+    elif not torch.cuda.is_available():
+        yield note("no GPU: train with `-device cpu`, slow beyond small data")
+
+
+# --- dataset -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration that can be trained: preprocessed, and not a cascade stage."""
+
+    plans: "PlansManager"
+    name: str
+    cases: list[str]  # preprocessed labeled cases
+
+    @property
+    def data_identifier(self) -> str:
+        """Name of the folder of its preprocessed cases; several configurations may share one."""
+        return str(self.plans.get_configuration(self.name).data_identifier)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset on disk; ``option`` is how the user named it, ``raw`` is empty if ``nnUNet_raw`` is not set."""
+
+    option: str
+    raw: str
+    preprocessed: str
+
+    @property
+    def plan_command(self) -> str:
+        """nnU-Net's command that plans and preprocesses."""
+        return f"nnUNetv2_plan_and_preprocess -d {self.option} -c 2d"
+
+    @cached_property
+    def labeled(self) -> list[str]:
+        """Cases with a label; empty where :func:`check_labeled` finds a problem."""
+        from nnunet_semicon.data.splits import labeled_cases
+
+        try:
+            return labeled_cases(self.raw, self.preprocessed)
+        except UserError:
+            return []
+
+    @cached_property
+    def description(self) -> dict:
+        """Content of ``dataset.json``, from the preprocessed folder (which training reads) if it is there."""
+        for folder in (self.preprocessed, self.raw):
+            path = join(folder, "dataset.json")
+            if isfile(path):
+                with open(path) as file:
+                    return dict(json.load(file))
+        raise UserError(f"there is no dataset.json in {self.preprocessed}")
+
+    @cached_property
+    def plans(self) -> list["PlansManager"]:
+        """Every plans file of the preprocessed folder."""
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        found = []
+        for name in sorted(os.listdir(self.preprocessed)):
+            if name.endswith(".json"):
+                with open(join(self.preprocessed, name)) as file:
+                    content = json.load(file)
+                if isinstance(content, dict) and "configurations" in content:
+                    found.append(PlansManager(content))
+        return found
+
+    @cached_property
+    def usable(self) -> list[Configuration]:
+        """The configurations that can be trained."""
+        return [
+            Configuration(plans, name, self.preprocessed_cases(plans, name))
+            for plans in self.plans
+            for name in plans.available_configurations
+            if plans.get_configuration(name).previous_stage_name is None and self.preprocessed_cases(plans, name)
+        ]
+
+    @property
+    def known(self) -> list[str]:
+        """The cases of imagesTr: those that are preprocessed, otherwise those with a label."""
+        return sorted({case for configuration in self.usable for case in configuration.cases} or self.labeled)
+
+    def preprocessed_cases(self, plans: "PlansManager", name: str) -> list[str]:
+        """Return the labeled cases that are preprocessed for a configuration."""
+        from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+        folder = join(self.preprocessed, plans.get_configuration(name).data_identifier)
+        if not isdir(folder) or not os.listdir(folder):
+            return []
+        return sorted(infer_dataset_class(folder).get_identifiers(folder))
+
+
+def check_dataset(name_or_id: str) -> Iterator[Finding]:
+    """Check what nnU-Net made of a dataset, its splits, unlabeled cases and meta-labels."""
+    from nnunet_semicon.cli.split import find_folders
+
+    try:
+        dataset = Dataset(name_or_id, *find_folders(name_or_id))
+    except UserError as error:
+        yield problem(str(error), "check -d and the variables above")
+        return
+    yield from check_labeled(dataset)
+    if not isdir(dataset.preprocessed):
+        yield problem(f"there is no folder {dataset.preprocessed}", f"run: {dataset.plan_command}")
+        return
+    for check in (check_plans, check_splits, check_unlabeled, check_meta_labels):
+        yield from survived(check(dataset))
+
+
+def check_labeled(dataset: Dataset) -> Iterator[Finding]:
+    """Look for ``dataset.json`` and labels."""
+    from nnunet_semicon.data.splits import labeled_cases
+
+    if not isdir(dataset.raw):
+        yield note("no raw dataset: enough for training, but changes of imagesUn cannot be noticed")
+    try:
+        yield ok(f"dataset.json, {len(labeled_cases(dataset.raw, dataset.preprocessed))} cases with a label")
+    except UserError as error:
+        yield problem(str(error), "arrange the files as nnU-Net's description of its dataset format says")
+
+
+def check_plans(dataset: Dataset) -> Iterator[Finding]:
+    """Check the fingerprint, the plans and the preprocessed folders of every configuration."""
+    for name, command in (
+        ("dataset.json", dataset.plan_command),
+        ("dataset_fingerprint.json", f"nnUNetv2_extract_fingerprint -d {dataset.option}"),
+    ):
+        path = join(dataset.preprocessed, name)
+        yield ok(f"preprocessed {name}") if isfile(path) else problem(f"there is no {path}", f"run: {command}")
+    if not dataset.plans:
+        yield problem(f"there is no plans file in {dataset.preprocessed}", f"run: {dataset.plan_command}")
+        return
+    for plans in dataset.plans:
+        for name in plans.available_configurations:
+            yield from check_configuration(dataset, plans, name)
+    if not dataset.usable:
+        yield problem("no configuration is preprocessed", f"run: {dataset.plan_command}")
+
+
+def check_configuration(dataset: Dataset, plans: "PlansManager", name: str) -> Iterator[Finding]:
+    """Check one configuration: its ``semicon`` block and its preprocessed cases."""
+    title = f"{plans.plans_name} {name}"
+    command = f"nnUNetv2_preprocess -d {dataset.option} -plans_name {plans.plans_name} -c {name}"
+    configuration = plans.get_configuration(name)
+    if configuration.previous_stage_name is not None:
+        yield note(f"{title}: a cascade stage, which only nnU-Net's own trainers train")
+        return
+    try:
+        check_block(configuration.configuration, title)
+    except UserError as error:
+        yield problem(str(error), "correct the block with `semicon configure`, or in the plans file")
+    cases = dataset.preprocessed_cases(plans, name)
+    missing = sorted(set(dataset.labeled) - set(cases))
+    if not cases:
+        yield note(f"{title}: not preprocessed", f"to use it, run: {command}")
+    elif missing:
+        yield problem(f"{title}: {len(missing)} cases are not preprocessed ({listing(missing)})", f"run: {command}")
+    else:
+        patch = " x ".join(map(str, configuration.patch_size))
+        yield ok(f"{title}: {len(cases)} cases preprocessed, patch {patch}, batch size {configuration.batch_size}")
+
+
+def check_block(configuration: dict, where: str) -> None:
+    """Refuse hyper-parameters that no trainer knows, and values out of range."""
+    from nnunet_semicon import trainers
+    from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, resolve
+    from nnunet_semicon.training.semi_trainer import known_keys
+
+    block = configuration.get(BLOCK, {})
+    where = f"the '{BLOCK}' block of {where}"
+    check_keys(block, known_keys(), where)
+    for config in (RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)):
+        resolve(config, block, where)
+
+
+def check_splits(dataset: Dataset) -> Iterator[Finding]:
+    """Check every fold, that the two files agree, and say where stock trainers would use labels they should not."""
+    from nnunet_semicon.cli.split import count
+    from nnunet_semicon.data.splits import FILE, check_fold, disagreement, lists_unlabeled, read_splits
+
+    command = f"semicon split -d {dataset.option} --labeled N"
+    path, raw_path = join(dataset.preprocessed, FILE), join(dataset.raw, FILE)
+    in_raw = isdir(dataset.raw) and isfile(raw_path)
+    if not isfile(path):
+        if in_raw:
+            yield problem(f"{raw_path} is not in {dataset.preprocessed}", f"run: cp {raw_path} {path}")
+        else:
+            yield note("no split: nnU-Net will draw 5 folds with all labels", f"for few labels, run: {command}")
+        return
+    try:
+        splits = read_splits(path)
+        difference = disagreement(read_splits(raw_path), splits) if in_raw else None
+    except UserError as error:
+        yield problem(str(error), f"or write new ones: {command} --force")
+        return
+    if difference:
+        yield problem(
+            f"{raw_path} and {path} disagree ({difference}): nnU-Net will stop when it plans again",
+            f"training reads the second; keep one: cp {path} {raw_path}, or the other way around",
+        )
+    for number in range(len(splits)):
+        try:
+            cases = check_fold(splits, number, dataset.known, path)
+        except UserError as error:
+            yield problem(str(error), f"or write a new split: {command} --force")
+            continue
+        assert cases is not None  # only for a fold that is not in the file
+        yield ok(
+            f"fold {number}: labeled {count(cases.train)}, unlabeled {count(cases.unlabeled)}, "
+            f"validation {count(cases.val)}"
+        )
+        yield from check_patients(number, cases.val, [*cases.train, *cases.unlabeled])
+    if lists_unlabeled(splits):
+        yield note(
+            f"nnU-Net's own trainers use labels that the split calls unlabeled with fold all, and with a fold above "
+            f"{len(splits) - 1} (a random 80 % of all cases); ours use all labels with fold all and refuse the latter",
+            f"compare trainers only on the folds 0 to {len(splits) - 1}",
+        )
+        yield note("nnU-Net's planning has seen every label in labelsTr, as always")
+
+
+def check_patients(number: int, val: list[str], trained: list[str]) -> Iterator[Finding]:
+    """Say if a patient is on both sides of a fold."""
+    from nnunet_semicon.meta_labels.extract import patient_of
+
+    torn = sorted({patient_of(case) for case in val} & {patient_of(case) for case in trained})
+    if torn:
+        yield note(f"fold {number}: patients in training and in validation, which flatters the result: {listing(torn)}")
+
+
+def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
+    """Check ``imagesUn`` and whether it is preprocessed for everything that can be trained."""
+    from nnunet_semicon.cli.split import count
+    from nnunet_semicon.data.unlabeled import preprocess_command, require_preprocessed, scan_images_un
+
+    try:
+        images = scan_images_un(dataset.raw, dataset.description)
+    except UserError as error:
+        yield problem(str(error), f"then run: semicon preprocess -d {dataset.option} -c CONFIGURATION")
+        return
+    # configurations that share their data need it once
+    for configuration in {c.data_identifier: c for c in reversed(dataset.usable)}.values():
+        plans, name = configuration.plans, configuration.name
+        try:
+            ready = require_preprocessed(dataset.raw, dataset.preprocessed, plans, name, dataset.description)
+        except UserError as error:
+            yield problem(str(error), preprocess_command(dataset.preprocessed, plans, name))
+            continue
+        if ready:
+            yield ok(f"imagesUn: {count(ready)} unlabeled, preprocessed for {plans.plans_name} {name}")
+    if not images and isdir(dataset.raw):
+        yield ok("imagesUn: none (optional)")
+
+
+def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:
+    """Say what the contrastive trainers know about a scan: its patient and the position of its slices."""
+    from nnunet_semicon.configuration import rules
+    from nnunet_semicon.meta_labels.extract import patient_of
+
+    cases = dataset.known
+    patients = len({patient_of(case) for case in cases})
+    if cases and patients == len(cases):
+        yield ok(f"patients: every one of the {patients} cases is its own (no time-point suffix in the names)")
+    elif cases:
+        yield ok(f"patients: {patients}, with {len(cases)} cases")
+    for configuration in dataset.usable:
+        plans = configuration.plans
+        shape, spacing = plans.original_median_shape_after_transp, plans.original_median_spacing_after_transp
+        manager = plans.get_configuration(configuration.name)
+        patch, image = manager.patch_size, manager.median_image_size_in_voxels
+        partitions = rules.partitions(shape, spacing, patch[0] / image[0] if len(patch) == 3 else 0.0)
+        title = f"slice position, {plans.plans_name} {configuration.name}"
+        if partitions.value is None:
+            yield note(f"{title}: not used ({partitions.reason})")
+        else:
+            axis = f"axis {plans.transpose_forward[0]}, {spacing[0]:g} mm"
+            yield ok(f"{title}: {partitions.value} partitions along {axis} ({partitions.reason})")

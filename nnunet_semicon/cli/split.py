@@ -1,0 +1,92 @@
+"""``semicon split``: few labeled and many unlabeled cases per fold, where nnU-Net reads its split."""
+
+import argparse
+import os
+from os.path import isdir, join
+
+from nnunet_semicon.errors import UserError, nearest
+
+NOTES = """example:
+  semicon split -d 027 --labeled 4 --by patient
+
+Every label in labelsTr stays where it is; the split decides which of them are used. Validation sets never share a
+patient with the rest of their fold; the patient is the case name before _frameNN, _ED, _ES, -tNN, _visitN, _ses-X.
+
+Without --by patient, labeled cases are drawn one by one: another scan of the same patient may then be among the
+unlabeled ones, so --labeled 4 can show the network labels of up to 4 patients. With it, all scans of 4 patients are
+labeled. A smaller --labeled with the same --seed is a subset of a larger one."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = NOTES
+    parser.add_argument("-d", required=True, metavar="DATASET", help="dataset: 4, 004 or Dataset004_Name")
+    parser.add_argument("--labeled", required=True, type=int, metavar="N", help="labeled cases (or patients) per fold")
+    parser.add_argument("--seed", type=int, default=0, help="decides folds and labeled cases (default: %(default)s)")
+    parser.add_argument("--by", choices=["patient"], help="count and draw patients instead of single cases")
+    parser.add_argument("--folds", type=int, default=5, metavar="K", help="number of folds (default: %(default)s)")
+    parser.add_argument("--force", action="store_true", help="replace an existing split; a backup is kept")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write ``splits_final.json`` and print what each fold holds."""
+    from nnunet_semicon.data.splits import labeled_cases, make_splits, split_files, write_splits
+
+    raw, preprocessed = find_folders(args.d)
+    if not isdir(preprocessed):
+        raise UserError(
+            f"there is no folder {preprocessed}, where nnU-Net reads the split: run "
+            f"`nnUNetv2_plan_and_preprocess -d {args.d} -c 2d` first"
+        )
+    splits = make_splits(labeled_cases(raw, preprocessed), args.labeled, args.seed, args.by == "patient", args.folds)
+    paths = split_files(raw, preprocessed)
+    for path in write_splits(splits, paths, args.force):
+        print(f"backup: {path}")
+    for path in paths:
+        print(f"written: {path}")
+    print(_table(splits))
+    print(f"next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerSPCon    (check first: semicon doctor -d {args.d})")
+    return 0
+
+
+def find_folders(name_or_id: str) -> tuple[str, str]:
+    """Return the raw and the preprocessed folder of a dataset; at least one of them exists.
+
+    The raw one is an empty path where ``nnUNet_raw`` is not set: a machine may hold the preprocessed data alone.
+
+    Raises:
+        UserError: There is no such dataset, or ``nnUNet_preprocessed`` is not set.
+    """
+    from nnunetv2.paths import nnUNet_raw
+
+    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder
+
+    name, root = dataset_name(name_or_id), preprocessed_folder()
+    raw_root = nnUNet_raw.get()
+    raw, preprocessed = join(raw_root, name) if raw_root else "", join(root, name)
+    if not isdir(raw) and not isdir(preprocessed):
+        roots = [folder for folder in (root, raw_root) if folder and isdir(folder)]
+        known = sorted({entry for folder in roots for entry in os.listdir(folder)})
+        raise UserError(f"there is no dataset {name} in {' or '.join(roots)}{nearest(name, known)}")
+    return raw, preprocessed
+
+
+def _table(splits: list[dict[str, list[str]]]) -> str:
+    """Return one line per fold: how many cases, and of how many patients where that differs."""
+    from nnunet_semicon.data.splits import UNLABELED
+
+    rows = [["fold", "labeled", "unlabeled", "validation"]]
+    for number, fold in enumerate(splits):
+        rows.append([str(number), *(count(fold[key]) for key in ("train", UNLABELED, "val"))])
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def count(cases: list[str]) -> str:
+    """Return ``'8 (4 patients)'``, or ``'8'`` where every case is a patient of its own."""
+    from nnunet_semicon.meta_labels.extract import patient_of
+
+    patients = len({patient_of(case) for case in cases})
+    return str(len(cases)) if patients == len(cases) else f"{len(cases)} ({patients} patient{'s' * (patients != 1)})"

@@ -1,0 +1,168 @@
+"""Drives the real trainers on the tiny dataset, inside the test's own process."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform, blur_dimension
+from nnunetv2.paths import nnUNet_preprocessed
+from nnunetv2.run.run_training import get_trainer_from_args
+
+from nnunet_semicon import trainers
+from nnunet_semicon.configuration.plans import add_configuration, write_plans
+from nnunet_semicon.training.semi_trainer import SemiTrainer
+from tests.tiny import Tiny, read_json, write_json
+
+NAMES = tuple(trainers.__all__)
+WITH_UNLABELED = tuple(n for n in NAMES if getattr(trainers, n).method_class.needs.views)
+CONFIGURATIONS = ("2d", "3d_fullres")
+SHORT = {
+    "num_epochs": 2,
+    "num_iterations_per_epoch": 2,
+    "num_val_iterations_per_epoch": 1,
+    "save_every": 1,
+    "seed": 0,
+}
+SPLIT = {
+    "train": ["patient001_frame01", "patient001_frame02"],
+    "val": ["patient003_frame01", "patient003_frame02"],
+    "unlabeled": ["patient002_frame01", "patient002_frame02"],
+}
+
+
+class Stopped(Exception):  # noqa: N818
+    """Raised where a test wants a training to end."""
+
+
+def prepare(tiny: Tiny) -> Tiny:
+    """Write the split with unlabeled cases and one short configuration per dimension (``2d_short``, ...)."""
+    write_json(tiny.preprocessed_dataset / "splits_final.json", [SPLIT])
+    for parent in CONFIGURATIONS:
+        configure(tiny, f"{parent}_short", parent, **SHORT)
+    return tiny
+
+
+def configure(tiny: Tiny, name: str, parent: str, **values) -> None:
+    """Add a configuration to the plans file, as ``semicon configure`` does."""
+    write_plans(add_configuration(read_json(tiny.plans_file), name, parent, values), tiny.plans_file)
+
+
+def make_trainer(
+    trainer: str, configuration: str, fold: int | str = 0, continue_training: bool = False, device: str = "cpu"
+) -> SemiTrainer:
+    """Return what ``nnUNetv2_train`` builds, not yet initialized. The environment must name the folders."""
+    torch.set_num_threads(1)
+    return get_trainer_from_args(
+        "901", configuration, fold, trainer, continue_training=continue_training, device=torch.device(device)
+    )
+
+
+def started(trainer: str, configuration: str, **kwargs) -> SemiTrainer:
+    """Return a trainer right before its first step."""
+    built = make_trainer(trainer, configuration, **kwargs)
+    built.on_train_start()
+    built.on_train_epoch_start()
+    return built
+
+
+def step(trainer: SemiTrainer, batch: dict | None = None) -> dict:
+    """One real training step."""
+    return trainer.train_step(next(trainer.dataloader_train) if batch is None else batch)
+
+
+def without_supervision(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace nnU-Net's loss by a zero that is connected to the graph: only the method's own terms are left."""
+
+    def nothing(logits, target):
+        return sum(scale.sum() for scale in logits) * 0
+
+    monkeypatch.setattr(trainer, "loss", nothing)
+
+
+def capture_gradients(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Fill the returned dict with the student's gradients of each following step, as they are before clipping."""
+    gradients: dict[str, torch.Tensor] = {}
+    average: Callable[[], None] = trainer._average_method_gradients
+
+    def keep() -> None:
+        average()
+        for prefix, module in (("network.", trainer.plain_network), ("method.", trainer.method)):
+            for name, parameter in module.named_parameters():
+                if parameter.grad is not None:
+                    gradients[prefix + name] = parameter.grad.detach().clone()
+
+    monkeypatch.setattr(trainer, "_average_method_gradients", keep)
+    return gradients
+
+
+def reproducible_blur(monkeypatch: pytest.MonkeyPatch) -> None:
+    """batchgeneratorsv2 times two ways of blurring and takes the faster one: the result depends on the clock."""
+
+    def direct(self, img, sigma, dim_to_blur):
+        return blur_dimension(img, sigma, dim_to_blur, force_use_fft=False)
+
+    monkeypatch.setattr(GaussianBlurTransform, "_benchmark_wrapper", direct)
+
+
+def run_until(trainer: SemiTrainer, epoch: int | None, monkeypatch: pytest.MonkeyPatch) -> SemiTrainer:
+    """Run the whole training, or stop it when ``epoch`` begins."""
+    begin = trainer.on_epoch_start
+
+    def maybe_stop() -> None:
+        if trainer.current_epoch == epoch:
+            raise Stopped
+        begin()
+
+    monkeypatch.setattr(trainer, "on_epoch_start", maybe_stop)
+    with suppress(Stopped):
+        trainer.run_training()
+    return trainer
+
+
+def state_of(trainer: SemiTrainer) -> dict[str, torch.Tensor]:
+    """Everything that training changes, by name."""
+    state = {f"network.{k}": v for k, v in trainer.plain_network.state_dict().items()}
+    state |= {f"method.{k}": v for k, v in trainer.method.state_dict().items()}
+    for i, optimizer in enumerate(trainer.optimizers):
+        for j, entry in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer{i}.{j}.{k}": torch.as_tensor(v) for k, v in entry.items() if v is not None}
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of tensors that are not equal bit by bit."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def poison_labels(folder: Path, cases: list[str]) -> None:
+    """Replace labels >= 0 and class_locations of preprocessed cases by nonsense; ``seg < 0`` stays."""
+    import blosc2
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
+
+    rng = np.random.default_rng(1)
+    for case in cases:
+        file = folder / f"{case}_seg.b2nd"
+        seg = blosc2.open(str(file), mode="r")[:]
+        inside = seg >= 0
+        assert inside.any()
+        seg[inside] = rng.integers(0, 3, int(inside.sum()))
+        file.unlink()
+        blosc2.asarray(seg, urlpath=str(file))
+        properties = load_pickle(str(folder / f"{case}.pkl"))
+        properties["class_locations"] = {1: [[0, 10**6, 10**6, 10**6]], 2: "poison"}
+        write_pickle(properties, str(folder / f"{case}.pkl"))
+
+
+def scalars_of(trainer: SemiTrainer) -> list[dict]:
+    """The lines of ``scalars.jsonl``."""
+    return [json.loads(line) for line in (Path(trainer.output_folder) / "scalars.jsonl").read_text().splitlines()]
+
+
+def preprocessed_dataset() -> Path:
+    """The preprocessed folder that the environment names."""
+    return Path(nnUNet_preprocessed) / "Dataset901_Tiny"

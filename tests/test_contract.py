@@ -1,0 +1,204 @@
+"""What every trainer of the catalogue must do; a new trainer is tested by existing."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_semicon import trainers
+from nnunet_semicon.data.batch import TwoStreamBatch
+from tests import ddp
+from tests.harness import (
+    CONFIGURATIONS,
+    NAMES,
+    WITH_UNLABELED,
+    capture_gradients,
+    configure,
+    differing,
+    make_trainer,
+    poison_labels,
+    prepare,
+    reproducible_blur,
+    run_until,
+    scalars_of,
+    started,
+    state_of,
+    step,
+    without_supervision,
+)
+from tests.tiny import read_json, write_json
+
+every_trainer = pytest.mark.parametrize("name", NAMES)
+every_semi_trainer = pytest.mark.parametrize("name", WITH_UNLABELED)
+every_dimension = pytest.mark.parametrize("parent", CONFIGURATIONS)
+
+
+@every_trainer
+@every_dimension
+def test_a_step_changes_the_student_and_fits_the_plan(training, name, parent):
+    trainer = started(name, f"{parent}_short")
+    before = state_of(trainer)
+    batch = next(trainer.dataloader_train)
+    loss = step(trainer, batch)["loss"]
+
+    assert np.isfinite(loss)
+    assert any(key.startswith("network.") for key in differing(before, {key: state_of(trainer)[key] for key in before}))
+    planned = trainer.configuration_manager.batch_size
+    streams = TwoStreamBatch.from_dict(batch)
+    assert trainer.rows.student_rows - trainer.rows.extra_rows <= planned
+    assert streams.n_labeled == trainer.rows.labeled
+    assert len(streams.unlabeled) == trainer.rows.images == streams.views.shape[1]
+    assert streams.image.shape[2:] == tuple(trainer.configuration_manager.patch_size)
+    assert len(streams.case) == len(streams.bbox) == len(streams.image)
+
+
+@every_semi_trainer
+@every_dimension
+def test_unlabeled_rows_reach_the_student_and_nothing_reaches_a_teacher(training, monkeypatch, name, parent):
+    trainer = started(name, f"{parent}_short")
+    step(trainer)  # a teacher equal to the student, and an empty queue, are special
+    without_supervision(trainer, monkeypatch)
+    gradients = capture_gradients(trainer, monkeypatch)
+    trainer.current_epoch = 1  # past the beginning of every ramp
+    step(trainer)
+
+    student = [g for key, g in gradients.items() if key.startswith("network.encoder")]
+    assert student
+    assert sum(float(g.abs().sum()) for g in student) > 0
+    for key, parameter in trainer.method.named_parameters():
+        if parameter.requires_grad:
+            assert gradients[f"method.{key}"].abs().sum() > 0, f"{key} is never trained"
+        else:
+            assert parameter.grad is None
+
+
+@every_semi_trainer
+def test_another_unlabeled_image_gives_another_loss(training, monkeypatch, name):
+    losses = []
+    for change in (0.0, 1.0):
+        trainer = started(name, "2d_short")
+        without_supervision(trainer, monkeypatch)
+        trainer.current_epoch = 1
+        batch = next(trainer.dataloader_train)
+        batch["views"] = batch["views"] + change * torch.linspace(-1, 1, batch["views"].shape[-1])
+        torch.manual_seed(0)
+        losses.append(float(step(trainer, batch)["loss"]))
+    assert losses[0] != losses[1]
+
+
+@every_trainer
+@every_dimension
+def test_labels_of_unlabeled_cases_are_never_read(tiny, tmp_path, monkeypatch, name, parent):
+    reproducible_blur(monkeypatch)
+    copy = prepare(tiny.fresh(tmp_path))
+    copy.use(monkeypatch)
+    shutil.rmtree(copy.raw_dataset / "imagesUn")  # was preprocessed without masking
+    # masking by the nonzero region is the one thing that looks at the stored segmentation
+    configure(copy, "masked", f"{parent}_short", seed=3)
+    plans = read_json(copy.plans_file)
+    plans["configurations"]["masked"]["use_mask_for_norm"] = [True]
+    write_json(copy.plans_file, plans)
+
+    def losses() -> list[float]:
+        trainer = started(name, "masked")
+        return [float(step(trainer)["loss"]) for _ in range(3)]
+
+    clean = losses()
+    assert clean == losses(), "the run itself is not reproducible"
+    identifier = "nnUNetPlans_2d" if parent == "2d" else "nnUNetPlans_3d_fullres"
+    poison_labels(copy.preprocessed_dataset / identifier, ["patient002_frame01", "patient002_frame02"])
+    assert clean == losses()
+
+
+@every_trainer
+@every_dimension
+def test_resumed_equals_uninterrupted(training, monkeypatch, name, parent):
+    reproducible_blur(monkeypatch)
+    configuration = f"{parent}_resume"
+    configure(training, configuration, f"{parent}_short", num_epochs=4, save_every=2)
+
+    whole = state_of(run_until(make_trainer(name, configuration), None, monkeypatch))
+    run_until(make_trainer(name, configuration), 2, monkeypatch)
+    resumed = make_trainer(name, configuration, continue_training=True)
+    resumed.load_checkpoint(f"{resumed.output_folder}/checkpoint_latest.pth")
+    assert resumed.current_epoch == 2
+    halfway = state_of(resumed)
+    run_until(resumed, None, monkeypatch)
+
+    assert differing(whole, state_of(resumed)) == []
+    assert differing(whole, halfway), "the comparison compares nothing"
+    assert [row["epoch"] for row in scalars_of(resumed)] == [0, 1, 2, 3]
+
+
+@every_trainer
+@every_dimension
+def test_two_processes_train_one_model(training, name, parent):
+    ranks = ddp.train(name, f"{parent}_short", steps=3)
+
+    assert ranks[0]["cases"] != ranks[1]["cases"], "both ranks drew the same images"
+    # queues and the like remember what each rank has seen; weights and teachers have to be one
+    apart = [name for name in differing(ranks[0]["state"], ranks[1]["state"]) if name not in ranks[0]["memory"]]
+    assert apart == []
+    assert differing(ranks[0]["start"], ranks[0]["state"]), "nothing was trained"
+
+
+@every_trainer
+def test_stock_predictor_loads_the_checkpoint(training, monkeypatch, name):
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    trainer = run_until(make_trainer(name, "2d_short"), None, monkeypatch)
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+
+    stored = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
+    assert set(stored) - {"semicon"} == STOCK_KEYS
+    assert stored["network_weights"].keys() == predictor.network.state_dict().keys()
+    assert all(t.device.type == "cpu" for t in tensors_in(stored))
+    patch = torch.zeros(1, 1, *trainer.configuration_manager.patch_size)
+    assert predictor.network(patch).shape[1] == 3
+
+
+@every_trainer
+@every_dimension
+def test_every_advertised_scalar_is_alive(training, monkeypatch, name, parent):
+    trainer = run_until(make_trainer(name, f"{parent}_short"), None, monkeypatch)
+    rows = scalars_of(trainer)
+    assert len(rows) == 2
+    for scalar in ("loss", *trainer.method.scalar_names):
+        values = [row[scalar] for row in rows]
+        assert all(math.isfinite(v) for v in values), scalar
+        assert any(v != 0 for v in values), f"{scalar} is always zero"
+
+
+@every_trainer
+def test_every_hyper_parameter_is_documented(name):
+    from dataclasses import fields
+
+    for f in fields(getattr(trainers, name).method_class.Config):
+        assert f.metadata["help"], f.name
+
+
+STOCK_KEYS = {
+    "network_weights",
+    "optimizer_state",
+    "grad_scaler_state",
+    "logging",
+    "_best_ema",
+    "current_epoch",
+    "init_args",
+    "trainer_name",
+    "inference_allowed_mirroring_axes",
+}
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from tensors_in(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from tensors_in(entry)
