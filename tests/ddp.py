@@ -18,7 +18,7 @@ WORLD = 2
 
 
 def train(name: str, configuration: str, steps: int) -> list[dict]:
-    """Return per rank: ``start`` and ``state`` (tensors by name), ``cases`` drawn, ``memory`` (names of own buffers)."""
+    """Return per rank: ``start`` and ``state`` (tensors by name), ``cases`` drawn, ``memory`` (own buffers)."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

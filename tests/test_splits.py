@@ -149,9 +149,9 @@ def test_seed_decides_and_a_smaller_number_of_labeled_cases_is_a_subset():
 
 def test_the_split_of_a_seed_never_changes():
     assert make_splits("abcdef", 1, 0, False, 3)[0] == {
-        "train": ["d"],
+        "train": ["a"],
         "val": ["c", "f"],
-        "unlabeled": ["a", "b", "e"],
+        "unlabeled": ["b", "d", "e"],
     }
 
 
@@ -164,7 +164,7 @@ def test_the_split_of_a_seed_never_changes():
         ((CASES, 1, 0, False, 11), "--folds 11: there are only 10 patients .*--folds 10"),
         ((CASES, 1, 0, False, 1), "--folds 1: expected at least 2"),
         ((CASES, 1, -1, False, 5), "--seed -1"),
-        ((["p_frame01", "p_frame02"], 1, 0, False, 2), "only one patient .p., so nothing can be held out"),
+        ((["p_frame01", "p_frame02"], 1, 0, False, 2), "only one patient .p., so nothing is left for validation"),
     ],
 )
 def test_impossible_splits_are_refused(arguments, message):

@@ -180,8 +180,8 @@ def make_splits(
         raise UserError(f"--seed {seed}: expected a number from 0 to 2^32 - 1")
     if len(patients) < 2:
         raise UserError(
-            f"there is only one patient ({listing(patients)}), so nothing is left for validation: add cases, or "
-            "rename them if they come from several patients (what counts is the name before _frameNN, _ED, -tNN ...)"
+            f"there is only one patient ({listing(patients)}), so nothing is left for validation: add cases, "
+            "or rename them if they come from several patients (what counts is the name before _frameNN, _ED, -tNN ...)"
         )
     if folds > len(patients):
         raise UserError(
@@ -272,7 +272,7 @@ def write_splits(splits: list[dict[str, list[str]]], paths: Sequence[str], force
     """
     existing = [path for path in paths if isfile(path)]
     if existing and not force:
-        raise UserError(f"{' and '.join(existing)} already there: add --force to replace it (a backup is kept)")
+        raise UserError(f"there is already {' and '.join(existing)}: add --force to replace it (a backup is kept)")
     temporaries = [f"{path}.tmp" for path in paths]
     backups: list[str] = []
     try:

@@ -453,7 +453,7 @@ class SemiTrainer(nnUNetTrainer):
             extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False).get(checkpoints.KEY)
             if extra is None:
                 raise UserError(
-                    f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so it is not from one of our trainers; "
+                    f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so none of our trainers wrote it; "
                     "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
                 )
             self.method.load_state_dict(extra["method"])

@@ -1,0 +1,106 @@
+"""SP-Con beyond the contract: which terms train what, gamma, the queue, the stop without negatives."""
+
+import pytest
+import torch
+
+from nnunet_semicon.methods.sp_con import PATIENCE
+from tests.harness import capture_gradients, configure, make_trainer, started, step, without_supervision
+
+NAME = "nnUNetTrainerSPCon"
+
+
+@pytest.mark.parametrize("label", ["position", "patient"])
+@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+def test_each_meta_label_trains_the_encoder_at_the_planned_batch_size(training, monkeypatch, parent, label):
+    other = {"position": "patient", "patient": "position"}[label]
+    configuration = f"{parent}_{label}"
+    configure(
+        training,
+        configuration,
+        f"{parent}_short",
+        num_epochs=20,
+        lambda_reg=0.0,
+        **{"lambda": {label: 1.0, other: 0.0}},
+    )
+    trainer = started(NAME, configuration)
+    assert trainer.configuration_manager.batch_size == {"2d": 4, "3d_fullres": 2}[parent]
+    for _ in range(6):  # fills the queue: one scan in two views has no negatives
+        step(trainer)
+    without_supervision(trainer, monkeypatch)
+    gradients = capture_gradients(trainer, monkeypatch)
+    norms = []
+    for _ in range(4):
+        step(trainer)
+        norms.append(sum(float(g.norm()) for name, g in gradients.items() if name.startswith("network.encoder")))
+    assert max(norms) > 0
+    assert f"method.heads.projectors.{label}.mlp.0.weight" in gradients
+    assert not any(other in name for name in gradients)
+
+
+def test_3d_at_batch_size_two_says_what_it_costs(training):
+    trainer = started(NAME, "3d_fullres_short")
+    assert (trainer.rows.labeled, trainer.rows.images, trainer.rows.extra_rows) == (1, 1, 1)
+    assert trainer.method.derived["queue_size"].value == 96
+
+
+def test_gamma_grows_from_the_loss_of_an_untrained_embedding_to_the_bound(training):
+    trainer = started(NAME, "2d_short")
+    derived = trainer.method.derived
+    assert 0 < derived["gamma_start"].value < derived["gamma_end"].value
+    step(trainer)
+    first = trainer.scalars.pop_means()["gamma"]
+    assert first == pytest.approx(derived["gamma_start"].value)
+    trainer.current_epoch = 1
+    trainer._iteration = 1  # three quarters of the run
+    step(trainer)
+    expected = first + (derived["gamma_end"].value - first) * 0.75**0.5
+    assert trainer.scalars.pop_means()["gamma"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_queue_holds_teacher_embeddings_with_their_labels(training):
+    trainer = started(NAME, "3d_fullres_short")
+    queue = trainer.method.queues["position"]
+    assert (queue.labels == -1).all()
+    batch = next(trainer.dataloader_train)
+    step(trainer, batch)
+    n = batch["n_labeled"]
+    assert queue.labels[0] == batch["meta"]["position"][n]
+    # the queue must hold what the *teacher* sees: its features of the weak view through its own projector
+    trainer.method.teacher(batch["image"][n:])
+    features = trainer.method.teacher_taps.take()["bottleneck"]
+    assert not queue.embeddings.requires_grad
+    assert queue.embeddings[0].abs().sum() > 0
+    assert features.shape[0] == 1
+
+
+def test_contrast_without_negatives_stops_the_run(training, monkeypatch):
+    # one meta-label, no queue, one scan in two views: every pair is positive
+    configure(training, "silent", "3d_fullres_short", queue_size=0, **{"lambda": {"position": 1.0, "patient": 0.0}})
+    trainer = started(NAME, "silent")
+    batch = next(trainer.dataloader_train)
+    trainer.num_iterations_per_epoch = 4 * PATIENCE
+    for _ in range(PATIENCE - 1):
+        step(trainer, batch)
+    with pytest.raises(SystemExit, match=r"'position' has had no negative pair for 50 steps.*lambda.position=0"):
+        step(trainer, batch)
+
+
+def test_a_label_of_weight_zero_is_left_out(training):
+    configure(training, "none", "2d_short", **{"lambda": {"position": 0.0, "patient": 0.0}})
+    trainer = started(NAME, "none")
+    assert trainer.method.labels == ()
+    assert torch.isfinite(torch.tensor(float(step(trainer)["loss"])))
+
+
+def test_a_patch_that_covers_the_axis_has_no_position(training):
+    from nnunet_semicon.configuration.plans import write_plans
+    from tests.tiny import read_json
+
+    configure(training, "covering", "3d_fullres_short")
+    plans = read_json(training.plans_file)
+    plans["configurations"]["covering"]["patch_size"] = [12, 32, 32]
+    write_plans(plans, training.plans_file)
+    trainer = make_trainer(NAME, "covering")
+    trainer.initialize()
+    assert trainer.method.labels == ("patient",)
+    assert "every center lies at one position" in trainer.partitions.reason

@@ -1,0 +1,178 @@
+"""Defaults, overrides and derived values."""
+
+import json
+import math
+
+import pytest
+
+from nnunet_semicon.cli.configure import parse_settings
+from nnunet_semicon.cli.main import main
+from nnunet_semicon.configuration.config import RunConfig, check_keys, resolve
+from nnunet_semicon.configuration.plans import add_configuration
+from nnunet_semicon.configuration.rules import gamma_range, partitions, plan_rows, queue_size
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.methods.sp_con import SPConConfig
+from tests.tiny import read_json
+
+WHERE = "the block"
+
+
+def test_a_block_overrides_what_it_names_and_nothing_else():
+    config = resolve(SPConConfig, {"temperature": 0.1, "lambda": {"patient": 0.5}, "num_epochs": 3}, WHERE)
+    assert config.temperature == 0.1
+    assert config.lambda_ == {"position": 1.0, "patient": 0.5}
+    assert config.weighting == SPConConfig().weighting
+    assert resolve(RunConfig, {"num_epochs": 3}, WHERE) == RunConfig(num_epochs=3)
+
+
+def test_defaults_are_not_shared_between_configs():
+    SPConConfig().lambda_["patient"] = 7
+    assert SPConConfig().lambda_["patient"] == 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "block", "sentence"),
+    [
+        (RunConfig, {"num_epochs": "6"}, "'num_epochs' in the block is '6', expected a whole number"),
+        (RunConfig, {"num_epochs": 0}, "expected at least 1"),
+        (RunConfig, {"num_epochs": True}, "expected a whole number"),
+        (RunConfig, {"seed": -1}, "expected at least 0"),
+        (SPConConfig, {"weighting": "soft"}, "expected one of linear, hard"),
+        (SPConConfig, {"ema_decay": 1.5}, "expected between 0 and 1"),
+        (SPConConfig, {"lambda": {"patients": 1}}, "unknown entry 'lambda.patients'.*did you mean 'patient'"),
+        (SPConConfig, {"lambda": 1}, "expected an object"),
+        (SPConConfig, {"lambda": {"patient": -1}}, "'lambda.patient' in the block is -1, expected at least 0"),
+    ],
+)
+def test_bad_values_are_refused_with_a_sentence(config, block, sentence):
+    with pytest.raises(UserError, match=sentence):
+        resolve(config, block, WHERE)
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match="'temprature' in the block; did you mean 'temperature'"):
+        check_keys({"temprature": 1}, ["temperature", "seed"], WHERE)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "shape", "spacing", "expected"),
+    [
+        ("ACDC", (10, 250, 220), (10.0, 1.5, 1.5), 3),
+        ("Hippocampus", (36, 50, 35), (1.0, 1.0, 1.0), 3),
+        ("PROMISE12", (24, 320, 320), (3.0, 0.6, 0.6), 5),
+        ("MMWHS", (180, 512, 512), (0.6, 0.44, 0.44), 7),
+        ("Spleen", (90, 512, 512), (5.0, 0.8, 0.8), 7),
+        ("2D natural images", (1, 512, 512), (999.0, 1.0, 1.0), None),
+    ],
+)
+def test_partitions_are_the_published_ones(dataset, shape, spacing, expected):
+    assert partitions(shape, spacing).value == expected
+
+
+def test_rows_never_exceed_the_plan_unless_declared():
+    for batch_size in range(1, 40):
+        for views in (0, 1, 2):
+            for sample in (False, True):
+                plan = plan_rows(batch_size, None, views, 3, sample)
+                assert plan.student_rows == plan.labeled + views * plan.images
+                assert plan.extra_rows == max(0, plan.student_rows - batch_size)
+                if batch_size >= 1 + views * 1 + 1:
+                    assert plan.extra_rows == 0
+                if plan.scans:
+                    assert plan.images == plan.scans * plan.partitions_per_scan
+
+
+def test_sp_con_at_32_rows():
+    plan = plan_rows(32, 16, 2, 3, True)
+    assert (plan.labeled, plan.scans, plan.partitions_per_scan, plan.student_rows) == (16, 2, 3, 28)
+
+
+def test_gamma_reproduces_the_papers_best_values():
+    gamma = gamma_range(2 * 30 - 1, 0.07, "linear")
+    assert gamma["gamma_start"].value == pytest.approx(2, abs=0.01)
+    assert gamma["gamma_end"].value == pytest.approx(50, abs=0.05)
+    bound = math.log(60) + 2 / 0.07
+    assert gamma_range(59, 0.07, "hard")["gamma_end"].value < bound
+
+
+def test_queue_only_where_embeddings_are_few():
+    assert queue_size(60, 3).value == 0
+    assert queue_size(2, 3).value == 96
+
+
+PLANS = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"batch_size": 12}}}
+
+
+def test_a_configuration_inherits_and_carries_the_whole_block():
+    one = add_configuration(PLANS, "a", "2d", {"num_epochs": 3, "batch_size": 4})
+    assert one["configurations"]["a"] == {"inherits_from": "2d", "semicon": {"num_epochs": 3}, "batch_size": 4}
+    two = add_configuration(one, "b", "a", {"seed": 1})
+    assert two["configurations"]["b"]["semicon"] == {"num_epochs": 3, "seed": 1}
+    assert PLANS["configurations"] == {"2d": {"batch_size": 12}}
+
+
+@pytest.mark.parametrize(
+    ("name", "parent", "sentence"),
+    [
+        ("2d", "2d", "nnU-Net's own"),
+        ("x", "2e", "no configuration '2e'.*did you mean '2d'"),
+    ],
+)
+def test_nnunets_own_configurations_are_never_touched(name, parent, sentence):
+    with pytest.raises(UserError, match=sentence):
+        add_configuration(PLANS, name, parent, {})
+
+
+def test_settings_are_json_or_text_and_nest():
+    assert parse_settings(["a=1", "b=x", "lambda.patient=0.1", "lambda.position=1", "c=null"]) == {
+        "a": 1,
+        "b": "x",
+        "lambda": {"patient": 0.1, "position": 1},
+        "c": None,
+    }
+
+
+def test_configure_writes_one_configuration_per_seed_and_prints_the_line(prepared, tmp_path, monkeypatch, capsys):
+    copy = prepared.fresh(tmp_path)
+    copy.use(monkeypatch)
+    words = ["configure", "-d", "901", "-c", "2d", "--name", "mine", "--set", "temperature=0.1", "batch_size=3"]
+    assert main([*words, "--seeds", "0,7"]) == 0
+    written = read_json(copy.plans_file)["configurations"]
+    assert written["mine_s7"] == {
+        "inherits_from": "2d",
+        "semicon": {"temperature": 0.1, "seed": 7},
+        "batch_size": 3,
+    }
+    assert "nnUNetv2_train 901 mine_s0 0 -tr nnUNetTrainerSPCon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--set", "temprature=0.1"], "did you mean 'temperature'"),
+        (["--set", "temperature=-1"], "expected at least 0.001"),
+        (["--set", "temperature"], "is not KEY=VALUE"),
+        (["--set", "batch_size=0"], "expected a whole number of at least 1"),
+        (["--seeds", "a"], "expected whole numbers such as 0,1,2"),
+    ],
+)
+def test_configure_refuses_and_writes_nothing(prepared, tmp_path, monkeypatch, capsys, words, sentence):
+    copy = prepared.fresh(tmp_path)
+    copy.use(monkeypatch)
+    before = copy.plans_file.read_text()
+    assert main(["configure", "-d", "901", "-c", "2d", "--name", "mine", *words]) == 1
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert "Traceback" not in error
+    assert copy.plans_file.read_text() == before
+
+
+def test_every_value_is_written_with_its_reason(training):
+    from tests.harness import started
+
+    trainer = started("nnUNetTrainerSPCon", "2d_short")
+    with open(f"{trainer.output_folder}/semicon_config.json") as file:
+        settings = json.load(file)["settings"]
+    assert settings["num_epochs"] == {"value": 2, "reason": "set in the plans"}
+    assert all(entry["reason"] for entry in settings.values())
+    assert {"gamma_start", "gamma_end", "queue_size", "partitions", "labeled_per_step"} <= settings.keys()

@@ -1,0 +1,343 @@
+"""``semicon doctor``: what is in order, what is not, and what to do about it."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnunet_semicon import autoload
+from nnunet_semicon.cli import doctor
+from nnunet_semicon.cli.main import main
+from nnunet_semicon.data.splits import make_splits
+from tests.tiny import case_name, read_json, write_json
+
+LABELED = [case_name(index) for index in range(6)]
+
+
+def findings(check):
+    """Statuses and texts of a check, as the command prints them."""
+    return [(finding.status, f"{finding.text} -> {finding.remedy}") for finding in doctor.survived(check)]
+
+
+def the_problem(check):
+    """Text and remedy of the only problem."""
+    (text,) = [text for status, text in findings(check) if status == "problem"]
+    assert not text.endswith("-> "), "a problem without a remedy"
+    return text
+
+
+def notes(check):
+    return [text for status, text in findings(check) if status == "note"]
+
+
+@pytest.fixture
+def data(tiny, tmp_path, monkeypatch):
+    """A copy of the tiny dataset that a test may break, in this process's environment."""
+    copy = tiny.fresh(tmp_path)
+    copy.use(monkeypatch)
+    return copy
+
+
+@pytest.fixture
+def splits(data):
+    """Few labels, in the preprocessed and in the raw folder."""
+    content = make_splits(LABELED, 1, 0, False, 3)
+    for folder in (data.preprocessed_dataset, data.raw_dataset):
+        write_json(folder / "splits_final.json", content)
+    return content
+
+
+def dataset_check():
+    return doctor.check_dataset("901")
+
+
+# --- the whole command -------------------------------------------------------------------------------------------
+
+
+def test_everything_in_order(tiny):
+    """As a user calls it, in a process of its own."""
+    done = tiny.run("semicon", "doctor", "-d", "901")
+    assert done.stdout.endswith("no problem\n")
+    for line in (
+        f"nnUNet_extTrainer names {autoload.trainer_folder()}",
+        "torch loads it by itself",
+        "nnU-Net finds nnUNetTrainerSPCon",
+        "dataset.json, 6 cases with a label",
+        "nnUNetPlans 2d: 6 cases preprocessed, patch 32 x 32, batch size 4",
+        "imagesUn: 4 (2 patients) unlabeled, preprocessed for nnUNetPlans 3d_fullres",
+        "patients: 3, with 6 cases",
+        "slice position, nnUNetPlans 2d: 3 partitions along axis 0, 8 mm",
+    ):
+        assert f"  ok       {line}" in done.stdout
+    assert "problem  " not in done.stdout
+
+
+def test_a_problem_is_printed_with_its_remedy_and_makes_the_exit_code_one(tiny, monkeypatch, capsys):
+    tiny.use(monkeypatch)
+    monkeypatch.delenv("nnUNet_results")
+    assert main(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert "  problem  nnUNet_results is not set\n           -> export nnUNet_results=/your/folder\n" in out
+    assert out.endswith("1 problem\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "reason"),
+    [
+        ("NNUNET_SEMICON_AUTOLOAD", "0", "NNUNET_SEMICON_AUTOLOAD=0 turns it off"),
+        ("TORCH_DEVICE_BACKEND_AUTOLOAD", "0", "TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch from calling"),
+    ],
+)
+def test_the_printed_line_repairs_discovery(tiny, tmp_path, variable, value, reason):
+    folder = tmp_path / "it's mine"
+    folder.mkdir()
+    environment = {variable: value, "nnUNet_extTrainer": str(folder)}
+    done = tiny.run("semicon", "doctor", check=False, **environment)
+    assert done.returncode == 1
+    assert reason in done.stdout
+    (line,) = [line.partition("run: ")[2] for line in done.stdout.splitlines() if "-> run: " in line]
+    repaired = shlex.split(line.removeprefix("export "))[0].partition("=")[2]
+    assert repaired == os.pathsep.join([str(folder), autoload.trainer_folder()])
+    done = tiny.run("semicon", "doctor", **(environment | {"nnUNet_extTrainer": repaired}))
+    assert "note     it is only there because you set it" in done.stdout
+    assert "nnU-Net finds nnUNetTrainerSPCon" in done.stdout
+
+
+def test_print_export_is_one_line_for_a_shell_and_keeps_the_users_folders(monkeypatch, capsys):
+    monkeypatch.setenv(autoload.VARIABLE, os.pathsep.join(["/a b", autoload.trainer_folder(), "/c"]))
+    assert main(["doctor", "--print-export"]) == 0
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    shell = subprocess.run(["sh", "-c", f'{line}printf %s "$nnUNet_extTrainer"'], capture_output=True, text=True)
+    assert shell.stdout.split(os.pathsep) == ["/a b", "/c", autoload.trainer_folder()]
+
+
+# --- installation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "version", "status"),
+    [
+        (doctor.check_nnunet_version, "2.8.1", "ok"),
+        (doctor.check_nnunet_version, "2.8.10", "ok"),
+        (doctor.check_nnunet_version, "2.8", "problem"),
+        (doctor.check_nnunet_version, "2.9.0", "problem"),
+        (doctor.check_nnunet_version, "3.0", "problem"),
+        (doctor.check_nnunet_version, None, "problem"),
+        (doctor.check_torch_version, "2.5.0+cpu", "ok"),
+        (doctor.check_torch_version, "2.15.0", "ok"),
+        (doctor.check_torch_version, "2.4.1", "problem"),
+        (doctor.check_torch_version, "2.9.1+cu128", "problem"),
+        (doctor.check_torch_version, None, "problem"),
+    ],
+)
+def test_versions(check, version, status):
+    assert [s for s, _ in findings(check(version))] == [status]
+
+
+def test_torchvision_that_does_not_fit_is_reported_with_its_own_words(monkeypatch, tmp_path):
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist\\nmore')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    text = the_problem(doctor.check_torchvision())
+    assert "RuntimeError: operator torchvision::nms does not exist)" in text
+    assert "pip install --force-reinstall torch torchvision" in text
+
+
+def test_torchvision_of_this_environment_works():
+    assert [status for status, _ in findings(doctor.check_torchvision())] == ["ok"]
+
+
+def test_variables_must_name_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("nnUNet_results", "")
+    (raw, preprocessed, results) = findings(doctor.check_variables())
+    assert raw == ("ok", f"nnUNet_raw={tmp_path} -> ")
+    assert preprocessed[0] == results[0] == "problem"
+    assert f"mkdir -p {tmp_path / 'nowhere'}" in preprocessed[1]
+    assert "is not set" in results[1]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_variables_must_name_writable_folders(monkeypatch, tmp_path):
+    folder = tmp_path / "read_only"
+    folder.mkdir(mode=0o500)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(folder))
+    assert [status for status, _ in findings(doctor.check_variables())] == ["note", "problem", "problem"]
+
+
+# --- discovery ---------------------------------------------------------------------------------------------------
+
+
+def with_user_folder(monkeypatch, tmp_path, code):
+    (tmp_path / "mine.py").write_text(code)
+    folders = os.pathsep.join([str(tmp_path), str(tmp_path / "gone"), autoload.trainer_folder()])
+    monkeypatch.setenv(autoload.VARIABLE, folders)
+
+
+def test_a_broken_trainer_of_the_user_is_named(monkeypatch, tmp_path):
+    with_user_folder(monkeypatch, tmp_path, "import a_package_that_is_not_there")
+    text = the_problem(doctor.check_discovery())
+    assert "a_package_that_is_not_there" in text
+    assert any(f"{tmp_path / 'gone'}, which does not exist" in text for text in notes(doctor.check_discovery()))
+
+
+def test_a_trainer_that_hides_ours_is_named(monkeypatch, tmp_path):
+    code = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+    with_user_folder(monkeypatch, tmp_path, code + "class nnUNetTrainerSPCon(nnUNetTrainer):\n    pass")
+    assert "another nnUNetTrainerSPCon, from mine" in the_problem(doctor.check_discovery())
+
+
+def test_the_checks_leave_the_variable_alone(monkeypatch, tmp_path):
+    with_user_folder(monkeypatch, tmp_path, "")
+    before = os.environ[autoload.VARIABLE]
+    list(doctor.check_discovery())
+    assert os.environ[autoload.VARIABLE] == before
+
+
+# --- dataset -----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_dataset(data):
+    assert "902" in the_problem(doctor.check_dataset("902"))
+    assert "Dataset902_X" in the_problem(doctor.check_dataset("Dataset902_X"))
+
+
+def test_not_preprocessed(data):
+    data.preprocessed_dataset.rename(data.root / "elsewhere")
+    assert "run: nnUNetv2_plan_and_preprocess -d 901 -c 2d" in the_problem(dataset_check())
+
+
+def test_missing_fingerprint(data):
+    (data.preprocessed_dataset / "dataset_fingerprint.json").unlink()
+    assert "nnUNetv2_extract_fingerprint -d 901" in the_problem(dataset_check())
+
+
+def test_missing_plans(data):
+    data.plans_file.unlink()
+    assert "there is no plans file" in the_problem(dataset_check())
+
+
+def test_configurations(data):
+    plans = read_json(data.plans_file)
+    plans["configurations"] |= {
+        "3d_cascade": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+        "3d_lowres": {"inherits_from": "3d_fullres", "data_identifier": "nnUNetPlans_3d_lowres"},
+        "2d_short": {"inherits_from": "2d", "semicon": {"num_epochs": 6}},
+        "2d_typo": {"inherits_from": "2d", "semicon": {"num_epoch": 6}},
+        "2d_value": {"inherits_from": "2d", "semicon": {"num_epochs": "six"}},
+    }
+    write_json(data.plans_file, plans)
+    (data.preprocessed_dataset / "nnUNetPlans_3d_fullres" / f"{LABELED[0]}.b2nd").unlink()
+    found = findings(dataset_check())
+    problems = [text for status, text in found if status == "problem"]
+    assert len(problems) == 4
+    incomplete = f"nnUNetPlans 3d_fullres: 1 cases are not preprocessed ({LABELED[0]})"
+    command = "run: nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 3d_fullres"
+    assert f"{incomplete} -> {command}" in problems
+    assert any("'num_epoch'" in text and "2d_typo; did you mean 'num_epochs'?" in text for text in problems)
+    assert any("'num_epochs' in the 'semicon' block of nnUNetPlans 2d_value is 'six'" in text for text in problems)
+    assert ("note", "nnUNetPlans 3d_cascade: a cascade stage, which only nnU-Net's own trainers train -> ") in found
+    assert any(status == "note" and "3d_lowres: not preprocessed" in text for status, text in found)
+    assert any(status == "ok" and "nnUNetPlans 2d_short: 6 cases" in text for status, text in found)
+
+
+def test_an_illegible_plans_file_does_not_end_the_report(data, splits):
+    data.plans_file.write_text("{")
+    found = findings(dataset_check())
+    assert any(status == "problem" and data.plans_file.name in text for status, text in found)
+    assert any("fold 0" in text for _, text in found)
+
+
+def test_folds_are_counted_and_stock_trainers_warned_about(data, splits):
+    found = findings(dataset_check())
+    assert "problem" not in [status for status, _ in found]
+    for number in range(3):
+        assert ("ok", f"fold {number}: labeled 1, unlabeled 3 (2 patients), validation 2 (1 patient) -> ") in found
+    warning = next(text for status, text in found if status == "note" and "nnU-Net's own trainers use labels" in text)
+    assert "with fold all, and with a fold above 2" in warning
+    assert any("planning has seen every label" in text for text in notes(dataset_check()))
+
+
+def test_no_warning_without_unlabeled_lists(data):
+    assert any("no split" in text for text in notes(dataset_check()))
+    write_json(data.preprocessed_dataset / "splits_final.json", [{"train": LABELED[:4], "val": LABELED[4:]}])
+    assert not any("labels" in text for text in notes(dataset_check()))
+
+
+def test_a_torn_patient_is_noted(data):
+    write_json(data.preprocessed_dataset / "splits_final.json", [{"train": LABELED[:3], "val": LABELED[3:]}])
+    assert any("patients in training and in validation" in t and "patient002" in t for t in notes(dataset_check()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"unlabeled": ["patient001_frame1"]}, "did you mean 'patient001_frame01'?"),
+        ({"unlabeled": LABELED[4:]}, "under 'unlabeled' and under 'val'"),
+        ({"unlabeled": LABELED[:1]}, "under 'unlabeled' and under 'train'"),
+        ({"train": None}, "no list of case names under 'train'"),
+    ],
+)
+def test_wrong_splits(data, change, message):
+    fold = {"train": LABELED[:2], "val": LABELED[4:], "unlabeled": LABELED[2:4]}
+    write_json(data.preprocessed_dataset / "splits_final.json", [fold | change])
+    text = the_problem(dataset_check())
+    assert message in text
+    assert "semicon split -d 901 --labeled N --force" in text
+
+
+def test_splits_that_disagree(data, splits):
+    splits[1]["unlabeled"] = splits[1]["unlabeled"][1:]
+    write_json(data.raw_dataset / "splits_final.json", splits)
+    text = the_problem(dataset_check())
+    assert "disagree (fold 1, 'unlabeled')" in text
+    assert "cp " in text
+    (data.preprocessed_dataset / "splits_final.json").unlink()
+    assert f"cp {data.raw_dataset / 'splits_final.json'}" in the_problem(dataset_check())
+
+
+def test_unlabeled_cases_that_are_not_preprocessed(data):
+    for file in (data.raw_dataset / "imagesUn").glob("patient004_frame01*"):
+        file.rename(file.with_name(file.name.replace("patient004_frame01", "patient009_frame01")))
+    problems = [text for status, text in findings(dataset_check()) if status == "problem"]
+    assert len(problems) == 2
+    for text, configuration in zip(problems, ("2d", "3d_fullres"), strict=True):
+        assert "patient009_frame01" in text
+        assert text.endswith(f"-> semicon preprocess -d 901 -c {configuration}")
+
+
+def test_a_wrongly_named_folder_of_unlabeled_images(data):
+    (data.raw_dataset / "imagesUn").rename(data.raw_dataset / "imagesUnlabeled")
+    assert "rename imagesUnlabeled to imagesUn" in the_problem(dataset_check())
+
+
+def test_without_raw_data(data, splits, monkeypatch):
+    monkeypatch.delenv("nnUNet_raw")
+    found = findings(dataset_check())
+    assert "problem" not in [status for status, _ in found]
+    assert any("no raw dataset" in text for text in notes(dataset_check()))
+    assert ("ok", "imagesUn: 4 (2 patients) unlabeled, preprocessed for nnUNetPlans 2d -> ") in found
+
+
+def test_real_dataset(real_data, tmp_path, monkeypatch, capsys):
+    name = "Dataset004_Hippocampus"
+    monkeypatch.setenv("nnUNet_raw", str(real_data))
+    preprocessed = tmp_path / name
+    preprocessed.mkdir()
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    for file in ("dataset.json", "splits_final.json"):
+        (preprocessed / file).write_text(Path(real_data, name, file).read_text())
+    found = findings(doctor.check_dataset("004"))
+    assert ("ok", "fold 2: labeled 4, unlabeled 171, validation 25 -> ") in found
+    n_folds = len(json.loads((preprocessed / "splits_final.json").read_text()))
+    assert any(f"a fold above {n_folds - 1}" in text for text in notes(doctor.check_dataset("004")))

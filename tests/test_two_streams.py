@@ -1,0 +1,109 @@
+"""The unlabeled stream: where a slice lies, which slices are drawn, what the views share."""
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_semicon.data.sampler import draw_cases, draw_scans
+from nnunet_semicon.data.views import strong_intensity
+from nnunet_semicon.meta_labels.position import SliceAxis
+from tests.harness import started
+
+SPCON = "nnUNetTrainerSPCon"
+
+
+def test_position_undoes_crop_and_resampling():
+    # 20 original slices, nnU-Net kept 10 from slice 5 on and resampled them to 30
+    axis = SliceAxis(original=20, crop_start=5, cropped=10, preprocessed=30)
+    assert axis.fraction(0) == pytest.approx(0.25)
+    assert axis.fraction(30) == pytest.approx(0.75)
+    assert axis.partition(np.array([1.5, 15, 28.5]), 2).tolist() == [0, 1, 1]
+    uncropped = SliceAxis(original=20, crop_start=0, cropped=20, preprocessed=20)
+    for original_slice in range(5, 15):
+        for partitions in (3, 5, 7):
+            assert axis.partition(3 * (original_slice - 5) + 1.5, partitions) == uncropped.partition(
+                original_slice + 0.5, partitions
+            )
+
+
+@pytest.mark.parametrize("slices", [3, 9, 10, 30])
+def test_partitions_are_consecutive_and_nearly_equal(slices):
+    axis = SliceAxis(slices, 0, slices, slices)
+    groups = axis.partition(np.arange(slices) + 0.5, 3)
+    assert (np.diff(groups) >= 0).all()
+    sizes = np.bincount(groups, minlength=3)
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_scans_and_partitions_are_distinct():
+    draws = draw_scans(["a", "b", "c", "d"], scans=3, per_scan=2, partitions=3)
+    assert len({d.case for d in draws}) == 3
+    for case in {d.case for d in draws}:
+        assert len({d.partition for d in draws if d.case == case}) == 2
+    assert len(draw_scans(["a"], scans=2, per_scan=1, partitions=3)) == 2
+    assert {d.partition for d in draw_scans(["a", "b"], 2, 1, None)} == {None}
+    assert len(draw_cases(["a", "b"], 5)) == 5
+
+
+@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+def test_drawn_slices_lie_in_their_partition_of_the_original_scan(training, parent):
+    trainer = started(SPCON, f"{parent}_short")
+    loader = trainer.dataloader_train.data_loader
+    seen = set()
+    for _ in range(25):
+        batch = next(loader)
+        for row, case in enumerate(batch["case"]):
+            cropped_away = 1 if case.endswith("frame02") else 0  # the first slice of these scans is empty
+            center = float(batch["bbox"][row, 0].double().mean()) + cropped_away
+            assert batch["meta"]["position"][row] == min(max(int(center / 12 * 3), 0), 2)
+        seen |= set(batch["meta"]["position"].tolist())
+    assert seen == {0, 1, 2}
+
+
+def test_patients_share_a_label_across_frames(training):
+    loader = started(SPCON, "2d_short").dataloader_train.data_loader
+    labels = {}
+    for _ in range(25):
+        batch = next(loader)
+        for case, code in zip(batch["case"], batch["meta"]["patient"].tolist(), strict=True):
+            labels.setdefault(case.split("_")[0], set()).add(code)
+    assert all(len(codes) == 1 for codes in labels.values())
+    assert len(set.union(*labels.values())) == len(labels) == 4  # validation patient003 is never drawn
+    assert "patient003" not in labels
+
+
+def test_views_share_geometry_and_differ_in_intensity(training):
+    loader = started("nnUNetTrainerMeanTeacher", "2d_short").dataloader_train.data_loader
+    similarities = []
+    for _ in range(10):
+        batch = next(loader)
+        weak, strong = batch["image"][batch["n_labeled"] :], batch["views"][0]
+        assert not torch.equal(weak, strong)
+        for a, b in zip(weak, strong, strict=True):
+            similarities.append(abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]))
+    # the same voxels: flipped or rotated views of these phantoms correlate far less
+    assert np.nanmedian(similarities) > 0.7
+
+
+def test_independent_geometry_moves_the_views_apart(training):
+    trainer = started("nnUNetTrainerMeanTeacher", "2d_short")
+    pipeline = trainer.dataloader_train.data_loader.unlabeled.views
+    pipeline.strong = strong_intensity([32, 32], cutout=False)
+    pipeline.strong.transforms = []
+    ramp = torch.arange(48.0 * 48).reshape(1, 48, 48)
+    shared = [pipeline(ramp, None) for _ in range(8)]
+    assert all(torch.equal(v[0], v[1]) for v in shared)
+    pipeline.shared_geometry = False
+    assert any(not torch.equal(v[0], v[1]) for v in (pipeline(ramp, None) for _ in range(8)))
+
+
+@pytest.mark.parametrize("patch", [(32, 32), (3, 32, 32), (4, 32, 32), (16, 16, 16)])
+@pytest.mark.parametrize("cutout", [False, True])
+def test_strong_intensities_work_on_any_patch(patch, cutout):
+    torch.manual_seed(0)
+    transforms = strong_intensity(patch, cutout)
+    for _ in range(20):
+        image = torch.randn(2, *patch)
+        strong = transforms(image=image.clone())["image"]
+        assert strong.shape == image.shape
+        assert torch.isfinite(strong).all()
