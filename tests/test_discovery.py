@@ -52,6 +52,13 @@ def found(output):
     return [line.split(" ", 3)[1:] for line in output.splitlines() if line.startswith("FOUND")]
 
 
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """Folder of the package that a fresh interpreter outside the checkout imports (with or without -e)."""
+    code = "import nnunet_semicon; print(nnunet_semicon.__path__[0])"
+    return Path(python(code, cwd=tmp_path_factory.mktemp("outside")).strip())
+
+
 @pytest.fixture
 def user_folder(tmp_path):
     """A folder with a trainer of the user, as nnUNet_extTrainer may name."""
@@ -99,9 +106,9 @@ def test_the_folder_holds_one_module():
     assert [path.name for path in Path(autoload.trainer_folder()).glob("*.py")] == ["semicon_trainers.py"]
 
 
-def test_importing_torch_is_enough(tmp_path):
+def test_importing_torch_is_enough(tmp_path, installed):
     output = python(PRINT_VARIABLE, cwd=tmp_path, nnUNet_extTrainer="/a")
-    assert output.strip().split(os.pathsep) == ["/a", autoload.trainer_folder()]
+    assert output.strip().split(os.pathsep) == ["/a", str(installed / "nnunet_ext")]
 
 
 def test_importing_torch_changes_nothing_when_switched_off(tmp_path):
@@ -122,7 +129,7 @@ print(heavy or "light", set(sys.modules) - before or "nothing", os.environ["nnUN
     assert python(code, cwd=tmp_path).strip() == "light nothing 1"
 
 
-def test_a_spawned_worker_sees_the_folder(tmp_path):
+def test_a_spawned_worker_sees_the_folder(tmp_path, installed):
     code = """
 import multiprocessing, os
 if __name__ == "__main__":
@@ -134,15 +141,15 @@ if __name__ == "__main__":
             print(late.apply(os.getenv, ("nnUNet_extTrainer",)))
         print(pool.apply(eval, ("__import__('torch') and __import__('os').environ['nnUNet_extTrainer']",)))
 """
-    assert python(code, cwd=tmp_path).splitlines() == ["None", autoload.trainer_folder(), autoload.trainer_folder()]
+    assert python(code, cwd=tmp_path).splitlines() == ["None", *[str(installed / "nnunet_ext")] * 2]
 
 
-def test_nnunet_finds_every_trainer_and_that_of_the_user(tmp_path, user_folder):
+def test_nnunet_finds_every_trainer_and_that_of_the_user(tmp_path, user_folder, installed):
     assert trainers.__all__
     names = ["nnUNetTrainerOfTheUser", *trainers.__all__]
     output = python(FIND, *names, cwd=tmp_path, nnUNet_extTrainer=str(user_folder))
     assert found(output)[0][:2] == ["my_trainers", "False"]
-    expected = [["nnunet_semicon.trainers", "True", trainers.__file__]] * len(trainers.__all__)
+    expected = [["nnunet_semicon.trainers", "True", str(installed / "trainers.py")]] * len(trainers.__all__)
     assert found(output)[1:] == expected
 
 

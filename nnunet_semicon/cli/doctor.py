@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
-from os.path import isdir, isfile, join
+from os.path import basename, isdir, isfile, join
 from typing import TYPE_CHECKING, Literal
 
 from nnunet_semicon import autoload
@@ -335,25 +335,24 @@ class Dataset:
     def description(self) -> dict:
         """Content of ``dataset.json``, from the preprocessed folder (which training reads) if it is there."""
         for folder in (self.preprocessed, self.raw):
-            path = join(folder, "dataset.json")
-            if isfile(path):
-                with open(path) as file:
-                    return dict(json.load(file))
-        raise UserError(f"there is no dataset.json in {self.preprocessed}")
+            content = read_json(join(folder, "dataset.json"))
+            if content:
+                return content
+        raise UserError(f"there is no legible dataset.json in {self.preprocessed}")
 
     @cached_property
     def plans(self) -> list["PlansManager"]:
-        """Every plans file of the preprocessed folder."""
+        """Every plans file of the preprocessed folder; :func:`check_plans` reports those that cannot be read."""
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        found = []
-        for name in sorted(os.listdir(self.preprocessed)):
-            if name.endswith(".json"):
-                with open(join(self.preprocessed, name)) as file:
-                    content = json.load(file)
-                if isinstance(content, dict) and "configurations" in content:
-                    found.append(PlansManager(content))
-        return found
+        contents = [read_json(path) for path in self.json_files]
+        return [PlansManager(content) for content in contents if content and "configurations" in content]
+
+    @property
+    def json_files(self) -> list[str]:
+        """All JSON files of the preprocessed folder: plans files can have any name."""
+        names = sorted(os.listdir(self.preprocessed))
+        return [join(self.preprocessed, name) for name in names if name.endswith(".json")]
 
     @cached_property
     def usable(self) -> list[Configuration]:
@@ -378,6 +377,16 @@ class Dataset:
         if not isdir(folder) or not os.listdir(folder):
             return []
         return sorted(infer_dataset_class(folder).get_identifiers(folder))
+
+
+def read_json(path: str) -> dict | None:
+    """Return the object in a JSON file, empty if it holds something else, or None if it cannot be read."""
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else {}
 
 
 def check_dataset(name_or_id: str) -> Iterator[Finding]:
@@ -417,6 +426,9 @@ def check_plans(dataset: Dataset) -> Iterator[Finding]:
     ):
         path = join(dataset.preprocessed, name)
         yield ok(f"preprocessed {name}") if isfile(path) else problem(f"there is no {path}", f"run: {command}")
+    for path in dataset.json_files:
+        if read_json(path) is None and basename(path) != "splits_final.json":  # that one has a check of its own
+            yield problem(f"{path} is not legible JSON", f"repair it, or run: {dataset.plan_command}")
     if not dataset.plans:
         yield problem(f"there is no plans file in {dataset.preprocessed}", f"run: {dataset.plan_command}")
         return
@@ -528,13 +540,16 @@ def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
     except UserError as error:
         yield problem(str(error), f"then run: semicon preprocess -d {dataset.option} -c CONFIGURATION")
         return
-    # configurations that share their data need it once
-    for configuration in {c.data_identifier: c for c in reversed(dataset.usable)}.values():
+    checked = set()
+    for configuration in dataset.usable:
+        if configuration.data_identifier in checked:
+            continue
+        checked.add(configuration.data_identifier)
         plans, name = configuration.plans, configuration.name
         try:
             ready = require_preprocessed(dataset.raw, dataset.preprocessed, plans, name, dataset.description)
         except UserError as error:
-            yield problem(str(error), preprocess_command(dataset.preprocessed, plans, name))
+            yield problem(str(error), "run: " + preprocess_command(dataset.preprocessed, plans, name))
             continue
         if ready:
             yield ok(f"imagesUn: {count(ready)} unlabeled, preprocessed for {plans.plans_name} {name}")

@@ -14,13 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
-from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.optim import Optimizer
@@ -30,9 +27,10 @@ from nnunet_semicon.configuration import rules
 from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, key_of, keys_of, resolve
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.loader import CasePool, LabeledLoader, MetaLabeler, TwoStreamLoader, UnlabeledLoader
-from nnunet_semicon.data.splits import check_fold
+from nnunet_semicon.data.splits import check_fold, read_splits
 from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
 from nnunet_semicon.data.views import ViewPipeline, strong_intensity
+from nnunet_semicon.data.workers import start_workers, stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error
 from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
@@ -189,11 +187,8 @@ class SemiTrainer(nnUNetTrainer):
         splits_file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
         if self.fold == "all" or not os.path.isfile(splits_file):
             return []
-        with open(splits_file) as file:
-            splits = json.load(file)
-        dataset_class = self.dataset_class
-        known = dataset_class.get_identifiers(self.preprocessed_dataset_folder)
-        fold = check_fold(splits, self.fold, known, splits_file)
+        known = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        fold = check_fold(read_splits(splits_file), self.fold, known, splits_file)
         return fold.unlabeled if fold is not None else []
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -238,7 +233,9 @@ class SemiTrainer(nnUNetTrainer):
                 probabilistic_oversampling=self.probabilistic_oversampling,
                 transforms=val_transforms,
             )
-            return self._start_workers(train, val)
+            # the epoch keeps a resumed run from repeating the batches of its beginning
+            entropy = None if self.run.seed is None else [self.run.seed, self.local_rank, self.current_epoch]
+            return start_workers(train, val, entropy, pin_memory=self.device.type == "cuda")
 
     def _oversample_by_chance(self) -> bool:
         """With one or two labeled rows, nnU-Net's rounding would never force a patch onto the foreground."""
@@ -249,7 +246,7 @@ class SemiTrainer(nnUNetTrainer):
         self, dataset_train: Any, dataset_val: Any, labeled: LabeledLoader, initial_patch_size: Any, transforms: Any
     ) -> TwoStreamLoader:
         needs = self.method_class.needs
-        from_split, from_folder = self._split_unlabeled(), self._images_un()
+        from_split, from_folder = (self._split_unlabeled(), self._images_un()) if needs.views else ([], [])
         self._say_what_it_trains_on(dataset_train, dataset_val, from_split, from_folder)
         split_dataset = self.dataset_class(self.preprocessed_dataset_folder, list(from_split))
         datasets = [dataset_train, split_dataset]
@@ -295,37 +292,16 @@ class SemiTrainer(nnUNetTrainer):
     def _say_what_it_trains_on(
         self, dataset_train: Any, dataset_val: Any, from_split: list[str], from_folder: list[str]
     ) -> None:
+        uses_them = self.method_class.needs.views > 0
+        origin = f"imagesUn {len(from_folder)}, split {len(from_split)}" if uses_them else "this trainer uses none"
         self.print_to_log_file(
-            f"labeled {len(dataset_train.identifiers)}, unlabeled {len(from_split) + len(from_folder)} "
-            f"(imagesUn {len(from_folder)}, split {len(from_split)}), validation {len(dataset_val.identifiers)}"
+            f"labeled {len(dataset_train.identifiers)}, unlabeled {len(from_split) + len(from_folder)} ({origin}), "
+            f"validation {len(dataset_val.identifiers)}"
         )
-        if self.method_class.needs.views and not from_split and not from_folder:
+        if uses_them and not from_split and not from_folder:
             self.print_to_log_file(
                 "no unlabeled case: the training cases are the unlabeled stream, without their labels"
             )
-
-    def _start_workers(self, train: TwoStreamLoader, val: nnUNetDataLoader) -> tuple[Any, Any]:
-        """Wrap the loaders as nnU-Net does, but seed torch too: forked workers share the parent's state."""
-        workers = get_allowed_n_proc_DA()
-        if workers == 0:
-            augmenters = SingleThreadedAugmenter(train, None), SingleThreadedAugmenter(val, None)
-        else:
-            val_workers = max(1, workers // 2)
-            # the epoch keeps a resumed run from repeating the batches of its beginning
-            entropy = None if self.run.seed is None else [self.run.seed, self.local_rank, self.current_epoch]
-            seeds = [int(s) for s in np.random.SeedSequence(entropy).generate_state(workers + val_workers)]
-            settings = {"transform": None, "pin_memory": self.device.type == "cuda", "wait_time": 0.002}
-            augmenters = (
-                NonDetMultiThreadedAugmenter(
-                    train, num_processes=workers, num_cached=max(6, workers // 2), seeds=seeds[:workers], **settings
-                ),
-                NonDetMultiThreadedAugmenter(
-                    val, num_processes=val_workers, num_cached=max(3, workers // 4), seeds=seeds[workers:], **settings
-                ),
-            )
-        for augmenter in augmenters:
-            next(augmenter)  # starts the workers, as nnU-Net does
-        return augmenters
 
     # ------------------------------------------------------------------ training
 
@@ -334,9 +310,8 @@ class SemiTrainer(nnUNetTrainer):
         try:
             super().run_training()
         finally:
-            for augmenter in (self.dataloader_train, self.dataloader_val):
-                if isinstance(augmenter, NonDetMultiThreadedAugmenter):
-                    augmenter._finish()
+            stop_workers(self.dataloader_train)
+            stop_workers(self.dataloader_val)
 
     def on_train_start(self) -> None:
         """nnU-Net's start; then teachers take over the student (pre-trained weights were loaded after initialize)."""
