@@ -4,7 +4,6 @@ import os
 import pickle
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -182,7 +181,7 @@ def wheel_environment(wheel, tmp_path_factory):
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # Behind its own site-packages. The .pth files in these folders are not read: an editable install stays out.
-    paths = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    paths = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (site_packages / "parent.pth").write_text("\n".join(paths))
     # --ignore-installed: the package of the environment that runs the tests is in sight
     command = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install", "--quiet"]

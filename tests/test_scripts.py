@@ -1,0 +1,276 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import Tiny, read_json, write_json
+
+REPOSITORY = Path(__file__).parent.parent
+SCRIPTS = REPOSITORY / "scripts"
+CONTROL = "nnUNetTrainerSupervisedControl"
+MEAN_TEACHER = "nnUNetTrainerMeanTeacher"
+SP_CON = "nnUNetTrainerSPCon"
+
+
+def script(name: str, *words, env: dict | None = None) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPTS / name, *words]
+    return subprocess.run(
+        [str(word) for word in command], env=env or os.environ, capture_output=True, text=True, timeout=300
+    )
+
+
+# --- make_results --------------------------------------------------------------------------------------------------
+
+
+def make_pages(results: Path, out: Path) -> tuple[str, str]:
+    out.mkdir()
+    done = script("make_results.py", "--results", results, "--out", out)
+    assert done.returncode == 0, done.stderr
+    return (out / "results.md").read_text(), (out / "performance.md").read_text()
+
+
+def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: float, **changes) -> Path:
+    folder = results / "hippocampus_fold2"
+    folder.mkdir(parents=True, exist_ok=True)
+    values = {"classes": {"Anterior": dice + 0.01, "Posterior": dice - 0.01}, "mean": dice, "cases": 25}
+    run = {
+        "trainer": trainer,
+        "configuration": f"2d_{configuration}_s{seed}",
+        "dataset": "Dataset004_Hippocampus",
+        "fold": 2,
+        "iterations": 1500,
+        "cases": {"labeled": 4, "unlabeled": 171, "validation": 25},
+        "dice": {"validation": values, "predicted": values},
+        "mean_epoch_seconds": 100.0,
+        "peak_memory_mib": 1500,
+        "device": "cpu",
+        "device_name": "some processor",
+        "threads": 2,
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789ab",
+    }
+    path = folder / f"{trainer}__2d_{configuration}_s{seed}.json"
+    write_json(path, run | changes)
+    return path
+
+
+def write_benchmark(results: Path) -> None:
+    def row(trainer: str, labeled: int, seconds: float, memory: float) -> dict:
+        times = {"median": seconds, "q1": seconds * 0.9, "q3": seconds * 1.1}
+        return {
+            "trainer": trainer,
+            "labeled_rows": labeled,
+            "student_rows": 32,
+            "compiled": False,
+            "step_seconds": times,
+            "draw_seconds": times,
+            "peak_memory_mib": memory,
+            "libraries_mib": 500.0,
+        }
+
+    content = {
+        "dataset": "Dataset004_Hippocampus",
+        "configuration": "2d_short_s0",
+        "fold": 2,
+        "seed": 0,
+        "warmup": 3,
+        "steps": 20,
+        "device": "cpu",
+        "device_name": "some processor",
+        "cpu_count": 2,
+        "threads": 2,
+        "load_average": 0.1,
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789ab",
+        "versions": {"torch": "2.5.0"},
+        "rows": [
+            row("nnUNetTrainer", 32, 0.5, 900),
+            row(CONTROL, 32, 0.5, 1000),
+            row(CONTROL, 16, 0.3, 800),
+            row(SP_CON, 16, 0.8, 1250),
+        ],
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "benchmark_step_hippocampus_2d_cpu.json", content)
+
+
+def line_of(page: str, *texts: str) -> str:
+    (line,) = [line for line in page.splitlines() if all(text in line for text in texts)]
+    return line
+
+
+def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
+    pages = make_pages(REPOSITORY / "docs" / "results", tmp_path / "docs")
+    for name, page in zip(("results.md", "performance.md"), pages, strict=True):
+        committed = (REPOSITORY / "docs" / name).read_text()
+        assert committed == page, f"docs/{name} is out of date: run `python scripts/make_results.py`"
+
+
+def test_without_measurements_every_cell_is_not_run(tmp_path):
+    page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
+    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
+    assert len(rows) == 4
+    for row in rows:
+        assert row.count("not run") == 5
+    assert "12 of 12 runs of this table are not made" in page
+    assert "beats" not in page.split("performance.md)")[1]
+    assert "No benchmark is run yet" in performance
+
+
+def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
+    results = tmp_path / "results"
+    for seed, (large, small, teacher) in enumerate(
+        [(0.770, 0.740, 0.772), (0.780, 0.750, 0.784), (0.760, 0.730, 0.766)]
+    ):
+        write_run(results, CONTROL, "short_full", seed, large)
+        write_run(results, CONTROL, "short", seed, small)
+        write_run(results, MEAN_TEACHER, "short", seed, teacher)  # + 0.004 and + 0.034; the spread is 0.010
+    write_run(results, SP_CON, "short", 0, 0.9)  # one seed: no spread, so no claim
+    write_benchmark(results)
+    page, performance = make_pages(results, tmp_path / "docs")
+
+    control = line_of(page, "| **control, 32 labeled rows**")
+    assert "| 0.780 | 0.760 | 0.770 | 0.010 (n = 3) | 1.00x | 1.00x |" in control
+    assert "0.60x | 0.80x" in line_of(page, "| **control, 16 labeled rows**")
+    teacher = line_of(page, f"- `{MEAN_TEACHER}`")
+    assert "does not differ from the control with 32 labeled rows by more than the spread (+0.004" in teacher
+    assert (
+        "beats the control with 16 labeled rows by more than the spread (+0.034, spread 0.010, n = 3 and 3)" in teacher
+    )
+    assert teacher.endswith("It beats only the second control.")
+    assert "not run | not run |" in line_of(page, f"| `{MEAN_TEACHER}` | 16 |")  # not in this benchmark
+
+    sp_con = line_of(page, f"- `{SP_CON}`")
+    assert "beats" not in sp_con
+    assert sp_con.count("cannot be compared") == 2
+    assert "| 0.910 | 0.890 | 0.900 | - (n = 1) | 1.60x | 1.25x |" in line_of(page, f"| `{SP_CON}` | 16 |")
+
+    assert "2 of 12 runs of this table are not made" in page
+    assert "python scripts/run_hippocampus.py -d 004 -c 2d --fold 2\n" in page
+    assert "4 labeled, 171 unlabeled, 25 validation scans; 1500 iterations" in page
+    assert "| 800 | 720 to 880 | 1.60x | 800 | 1250 | 1.39x |" in line_of(performance, f"`{SP_CON}`")
+
+
+def test_a_method_that_is_worse_is_reported_so(tmp_path):
+    results = tmp_path / "results"
+    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
+        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
+        write_run(results, CONTROL, "short", seed, 0.7 + offset)
+        write_run(results, SP_CON, "short", seed, 0.75 + 0.1 * offset)
+    sentence = line_of(make_pages(results, tmp_path / "docs")[0], f"- `{SP_CON}`")
+    assert "is worse than the control with 32 labeled rows by more than the spread (-0.050, spread 0.010" in sentence
+    assert "it beats the control with 16 labeled rows" in sentence
+
+
+def test_runs_of_different_length_do_not_stand_in_one_table(tmp_path):
+    write_run(tmp_path / "results", CONTROL, "short", 0, 0.7)
+    write_run(tmp_path / "results", SP_CON, "short", 0, 0.9, iterations=3000)
+    done = script("make_results.py", "--results", tmp_path / "results", "--out", tmp_path)
+    assert done.returncode == 1
+    assert "'iterations' is 3000 in nnUNetTrainerSPCon__2d_short_s0.json and 1500" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results.md").exists()
+
+
+# --- run_hippocampus -----------------------------------------------------------------------------------------------
+
+
+def dry_run(tiny: Tiny, out: Path, *words) -> subprocess.CompletedProcess:
+    return script("run_hippocampus.py", "-d", "901", "--fold", 0, "--dry-run", "--out", out, *words, env=tiny.env)
+
+
+def commands_of(done: subprocess.CompletedProcess) -> list[str]:
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("$ ") for line in done.stdout.splitlines() if line.startswith("$ ")]
+
+
+def test_a_dry_run_prints_the_commands_of_all_cells_seed_by_seed(prepared, tmp_path):
+    commands = commands_of(dry_run(prepared, tmp_path))
+    assert commands[:2] == [
+        "semicon configure -d 901 -c 2d --name 2d_short_full "
+        "--set batch_size=32 num_epochs=6 num_val_iterations_per_epoch=5 --seeds 0,1,2",
+        "semicon configure -d 901 -c 2d --name 2d_short "
+        "--set batch_size=32 labeled_per_step=16 num_epochs=6 num_val_iterations_per_epoch=5 --seeds 0,1,2",
+    ]
+    rows = [(CONTROL, "2d_short_full"), (CONTROL, "2d_short"), (MEAN_TEACHER, "2d_short"), (SP_CON, "2d_short")]
+    assert [command for command in commands if command.startswith("nnUNetv2_train")] == [
+        f"nnUNetv2_train 901 {name}_s{seed} 0 -tr {trainer} -device cpu" for seed in range(3) for trainer, name in rows
+    ]
+    predicted = f"TEMPORARY/{SP_CON}__2d_short_s2"
+    assert commands[-2:] == [
+        f"nnUNetv2_predict -d 901 -c 2d_short_s2 -f 0 -tr {SP_CON} -i TEMPORARY/images -o {predicted} -device cpu "
+        "-npp 1 -nps 1",
+        f"nnUNetv2_evaluate_folder TEMPORARY/labels {predicted} -djfile {predicted}/dataset.json "
+        f"-pfile {predicted}/plans.json -np 1",
+    ]
+    assert not list(prepared.results.rglob("*s2*"))
+
+
+def test_finished_cells_are_skipped_and_cells_can_be_chosen(prepared, tmp_path):
+    (tmp_path / f"{SP_CON}__2d_short_s0.json").write_text("{}")
+    commands = commands_of(dry_run(prepared, tmp_path, "--only", "SPCon"))
+    trained = [command.split()[2] for command in commands if command.startswith("nnUNetv2_train")]
+    assert trained == ["2d_short_s1", "2d_short_s2"]
+    done = dry_run(prepared, tmp_path, "--only", "SPCom")
+    assert done.returncode == 1
+    assert "--only SPCom fits no cell" in done.stderr
+
+
+def test_what_the_runs_need_is_named(prepared, tmp_path):
+    tiny = prepared.fresh(tmp_path)
+    for words, sentence in (
+        (["--fold", 5], "has no fold 5, only 0 to 0"),
+        (["-c", "3d_lowres"], "`nnUNetv2_plan_and_preprocess -d 901 -c 3d_lowres`"),
+    ):
+        done = dry_run(tiny, tmp_path / "out", *words)
+        assert done.returncode == 1
+        assert sentence in done.stderr
+    splits = tiny.preprocessed_dataset / "splits_final.json"
+    write_json(splits, [{"train": fold["train"], "val": fold["val"]} for fold in read_json(splits)])
+    done = dry_run(tiny, tmp_path / "out")
+    assert done.returncode == 1
+    assert "lists no unlabeled cases" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- benchmark_step ------------------------------------------------------------------------------------------------
+
+
+def test_the_benchmark_measures_every_trainer(prepared, tmp_path):
+    from nnunet_semicon import trainers
+
+    out = tmp_path / "benchmark_step_tiny.json"
+    words = ["-d", "901", "-c", "2d_short", "--steps", 2, "--warmup", 1, "--out", out]
+    before = sorted(prepared.root.rglob("*"))
+    done = script("benchmark_step.py", *words, env=prepared.env)
+    assert done.returncode == 0, done.stderr
+    assert sorted(prepared.root.rglob("*")) == before
+
+    content = json.loads(out.read_text())
+    rows = content["rows"]
+    assert [(row["trainer"], row["labeled_rows"], row["student_rows"]) for row in rows[:3]] == [
+        ("nnUNetTrainer", 4, 4),
+        (CONTROL, 4, 4),
+        (CONTROL, 2, 2),
+    ]
+    assert {row["trainer"] for row in rows} == {"nnUNetTrainer", *trainers.__all__}
+    for row in rows:
+        step = row["step_seconds"]
+        assert 0 < step["q1"] <= step["median"] <= step["q3"]
+        assert row["peak_memory_mib"] > row["libraries_mib"] > 100
+        assert f"`{row['trainer']}`" in done.stdout
+    for key in ("device_name", "cpu_count", "threads", "date", "commit", "seed", "steps", "warmup"):
+        assert content[key] not in (None, "")
+    assert set(content["versions"]) == {"torch", "nnunetv2", "nnunet_semicon"}
+    assert content["configuration"] in make_pages(tmp_path, tmp_path / "docs")[1]
+
+
+@pytest.mark.parametrize(("words", "sentence"), [(["--steps", "1"], "--steps 1"), (["-c", "2d_shrt"], "2d_short")])
+def test_the_benchmark_refuses_in_one_sentence(prepared, words, sentence):
+    done = script("benchmark_step.py", "-d", "901", "-c", "2d_short", *words, env=prepared.env)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
