@@ -42,7 +42,7 @@ def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: 
         "dataset": "Dataset004_Hippocampus",
         "fold": 2,
         "iterations": 1500,
-        "cases": {"labeled": 4, "unlabeled": 171, "validation": 25},
+        "cases": {"labeled": 4, "unlabeled": 0 if trainer == CONTROL else 171, "validation": 25},
         "dice": {"validation": values, "predicted": values},
         "mean_epoch_seconds": 100.0,
         "peak_memory_mib": 1500,
