@@ -1,4 +1,4 @@
-"""Our training loop adds nothing to nnU-Net's but what a method asks for: the control gives the stock trainer's bits."""
+"""Our training loop adds nothing to nnU-Net's but what a method asks for: the control gives its bits."""
 
 import json
 import subprocess
