@@ -40,7 +40,8 @@ def dataset_name(name_or_id: str) -> str:
     try:
         return str(maybe_convert_to_dataset_name(int(name_or_id) if name_or_id.isdigit() else name_or_id))
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        what = "is the number of several datasets" if "More than one" in str(error) else "does not exist"
         raise UserError(
-            f"dataset '{name_or_id}' cannot be used, expected an id such as 027 or a name: {reason}"
+            f"dataset '{name_or_id}' {what} below nnUNet_raw, nnUNet_preprocessed and nnUNet_results; expected an id "
+            "such as 027 or a name such as Dataset027_ACDC (`semicon doctor` shows the folders)"
         ) from None
