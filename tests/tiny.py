@@ -190,6 +190,8 @@ class Tiny:
             "nnUNet_n_proc_DA": "0",
             "nnUNet_def_n_proc": "2",
             "OMP_NUM_THREADS": "1",
+            # -device cpu gives torch all cores: its threads, spinning against other processes, take minutes for seconds
+            "OMP_WAIT_POLICY": "PASSIVE",
         }
 
     @property

@@ -37,10 +37,17 @@ class MeanTeacherConfig:
     """Hyper-parameters of Mean Teacher."""
 
     consistency_weight: float = setting(
-        1.0, "final weight of the consistency term", low=0, source="ours, not tuned; SP-Con's authors searched 1e-4 to 10"
+        1.0,
+        "final weight of the consistency term",
+        low=0,
+        source="ours, not tuned; SP-Con's authors searched 1e-4 to 10",
     )
     rampup: float = setting(
-        0.4, "part of the run over which the weight grows", low=0.0, high=1.0, source="ours; SSL4MIS ramps over the whole run"
+        0.4,
+        "part of the run over which the weight grows",
+        low=0.0,
+        high=1.0,
+        source="ours; SSL4MIS ramps over the whole run",
     )
     ema_decay: float = setting(0.99, "decay of the teacher's moving average", low=0, high=1, source="SSL4MIS")
     teacher_noise: float = setting(

@@ -49,7 +49,9 @@ class SPConConfig:
     """Hyper-parameters of SP-Con."""
 
     lambda_sp: float = setting(5e-3, "weight of all contrastive terms", low=0, source="supplement 3.2 (ACDC)")
-    lambda_reg: float = setting(1.0, "weight of the mean-teacher term", low=0, source="ours, not tuned; 0.1 in the paper")
+    lambda_reg: float = setting(
+        1.0, "weight of the mean-teacher term", low=0, source="ours, not tuned; 0.1 in the paper"
+    )
     lambda_: dict[str, float] = setting(
         {"position": 1.0, "patient": 0.01}, "weight of each meta-label; 0 leaves it out", low=0, source="supplement 4.6"
     )
@@ -60,7 +62,9 @@ class SPConConfig:
     gamma_exponent: float = setting(0.5, "p of the gamma schedule", low=0, source="supplement 4.5")
     queue_size: int | None = setting(None, "teacher embeddings kept per meta-label; null: derived, 0: none", low=0)
     projection_dim: int = setting(256, "dimension of an embedding", low=1, source="supplement 3.2")
-    ema_decay: float = setting(0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher; 0.999 in the paper")
+    ema_decay: float = setting(
+        0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher; 0.999 in the paper"
+    )
 
 
 class SPCon(Method):
