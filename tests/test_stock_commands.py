@@ -20,6 +20,7 @@ from tests.tiny import PLANS, Tiny, command, read_json
 
 TRAINER, CONFIGURATION = "nnUNetTrainerSPCon", "2d_short"
 TRAIN = ("nnUNetv2_train", "901", CONFIGURATION, "0", "-tr", TRAINER, "-device", "cpu")
+FEW_PROCESSES = {"nnUNet_def_n_proc": "1"}  # each process of the validation imports nnU-Net anew
 STEPS = 60  # until something is segmented: two empty segmentations are equal without saying anything
 # Put on the path of a process and its workers, this makes them a machine without the package.
 WITHOUT_PACKAGE = """
@@ -55,12 +56,20 @@ def different(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
     return [name for name in a if not np.array_equal(a[name], b[name])]
 
 
+def another_machine(root: Path) -> dict[str, str]:
+    """nnU-Net's variables where neither the dataset nor its plans are."""
+    folders = {name: root / name for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in folders.values():
+        folder.mkdir()
+    return {name: str(folder) for name, folder in folders.items()}
+
+
 @pytest.fixture(scope="module")
 def trained(tiny, tmp_path_factory) -> Tiny:
     """A finished fold, trained and validated by the stock command with worker processes. Read-only."""
     copy = prepare(tiny.fresh(tmp_path_factory.mktemp("stock_commands")))
     configure(copy, CONFIGURATION, "2d", **SHORT | {"num_iterations_per_epoch": STEPS // SHORT["num_epochs"]})
-    copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2")
+    copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2", **FEW_PROCESSES)
     return copy
 
 
@@ -96,7 +105,7 @@ def test_validate_again(trained, results):
     summary = fold_folder(results) / "validation" / "summary.json"
     before = read_json(summary)["foreground_mean"]
     shutil.rmtree(summary.parent)
-    trained.run(*TRAIN, "--val", nnUNet_results=str(results))
+    trained.run(*TRAIN, "--val", nnUNet_results=str(results), **FEW_PROCESSES)
     assert read_json(summary)["foreground_mean"] == before
 
 
@@ -106,7 +115,7 @@ def test_continue_an_aborted_training(trained, tmp_path, monkeypatch):
     run_until(make_trainer(TRAINER, CONFIGURATION), 1, monkeypatch)
     assert (fold_folder(tmp_path) / "checkpoint_latest.pth").is_file()
 
-    output = trained.run(*TRAIN, "--c", nnUNet_results=str(tmp_path)).stdout
+    output = trained.run(*TRAIN, "--c", nnUNet_results=str(tmp_path), **FEW_PROCESSES).stdout
     assert "Epoch 1" in output
     assert "Epoch 0" not in output
     assert {path.name for path in fold_folder(tmp_path).glob("*.pth")} == {
@@ -124,16 +133,16 @@ def test_the_chain_from_the_best_configuration_to_another_machine(trained, segme
     ).stdout
     assert f"-tr {TRAINER} -c {CONFIGURATION}" in output
 
-    archive, there = tmp_path / "model.zip", tmp_path / "there"
-    there.mkdir()
+    archive = tmp_path / "model.zip"
     trained.run("nnUNetv2_export_model_to_zip", "-d", "901", "-o", archive, *model, **here)
-    trained.run("nnUNetv2_install_pretrained_model_from_zip", archive, nnUNet_results=str(there))
-    assert different(segmented, predict(trained, tmp_path / "out", nnUNet_results=str(there))) == []
+    there = another_machine(tmp_path)
+    trained.run("nnUNetv2_install_pretrained_model_from_zip", archive, **there)
+    assert different(segmented, predict(trained, tmp_path / "out", **there)) == []
 
 
 def test_an_exported_model_predicts_on_a_machine_without_the_package(trained, segmented, tmp_path):
-    exported, bare = tmp_path / "exported", tmp_path / "bare"
-    trained.run("semicon", "export", "-d", "901", "-c", CONFIGURATION, "-tr", TRAINER, "-o", exported)
+    there, bare = another_machine(tmp_path), tmp_path / "bare"
+    trained.run("semicon", "export", "-d", "901", "-c", CONFIGURATION, "-tr", TRAINER, "-o", there["nnUNet_results"])
     bare.mkdir()
     (bare / "sitecustomize.py").write_text(WITHOUT_PACKAGE)
     # torch's own switch: it would stop at the entry point of a package that it cannot import
@@ -143,8 +152,7 @@ def test_an_exported_model_predicts_on_a_machine_without_the_package(trained, se
     )
     assert "this machine has no nnunet_semicon" in refused.stderr
 
-    there = predict(trained, tmp_path / "out", trainer="nnUNetTrainer", nnUNet_results=str(exported), **without)
-    assert different(segmented, there) == []
+    assert different(segmented, predict(trained, tmp_path / "out", trainer="nnUNetTrainer", **there, **without)) == []
 
 
 def test_a_mistake_of_the_user_is_one_sentence(tiny, tmp_path):

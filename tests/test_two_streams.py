@@ -7,7 +7,7 @@ import torch
 from nnunet_semicon.data.sampler import draw_cases, draw_scans
 from nnunet_semicon.data.views import strong_intensity
 from nnunet_semicon.meta_labels.position import SliceAxis
-from tests.harness import started
+from tests.harness import configure, started
 
 SPCON = "nnUNetTrainerSPCon"
 
@@ -95,6 +95,19 @@ def test_independent_geometry_moves_the_views_apart(training):
     assert all(torch.equal(v[0], v[1]) for v in shared)
     pipeline.shared_geometry = False
     assert any(not torch.equal(v[0], v[1]) for v in (pipeline(ramp, None) for _ in range(8)))
+
+
+def test_cutout_blanks_a_box_of_some_strong_views(training):
+    configure(training, "cut", "2d_short", cutout=True)
+
+    def blank(configuration: str) -> int:
+        trainer = started("nnUNetTrainerMeanTeacher", configuration)
+        strong = trainer.dataloader_train.data_loader.unlabeled.views.strong
+        strong.transforms = strong.transforms[6:]  # without the intensities a blank box is exactly 0
+        views = [next(trainer.dataloader_train)["views"] for _ in range(5)]
+        return sum(int((v == 0).sum()) for v in views)
+
+    assert blank("cut") > blank("2d_short")
 
 
 @pytest.mark.parametrize("patch", [(32, 32), (3, 32, 32), (4, 32, 32), (16, 16, 16)])

@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     name = dataset_name(args.d)
     source = Path(get_output_folder(name, args.tr, args.p, args.c))
     target = Path(args.o) / name / f"{STOCK_TRAINER}__{args.p}__{args.c}"
+    if Path(args.o).is_file():
+        raise UserError(f"{args.o} is a file: expected a new or empty folder; choose another -o")
     if target.exists():
         raise UserError(f"{target} exists: choose another -o, or delete it first")
     checkpoints = {fold: _find_checkpoint(source, fold, args.checkpoint) for fold in args.f}

@@ -33,7 +33,7 @@ def setting(
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every trainer obeys, the supervised control too. Defaults are nnU-Net's own."""
+    """What every trainer obeys, the supervised control too; lengths are nnU-Net's own."""
 
     num_epochs: int = setting(1000, "epochs of the run", low=1, source="nnU-Net")
     num_iterations_per_epoch: int = setting(250, "training steps per epoch", low=1, source="nnU-Net")
@@ -43,6 +43,7 @@ class RunConfig:
     labeled_per_step: int | None = setting(
         None, "labeled images per training step (all ranks together); null: derived from the batch size", low=1
     )
+    cutout: bool = setting(False, "overwrite one random box, up to a quarter of each side, in half of the strong views")
 
 
 def key_of(config_field: "Field[Any]") -> str:

@@ -35,8 +35,13 @@ def start_workers(train: Any, val: Any, entropy: list[int] | None, pin_memory: b
                 val, num_processes=val_workers, num_cached=max(3, workers // 4), seeds=seeds[workers:], **shared
             ),
         )
-    for augmenter in augmenters:
-        next(augmenter)  # starts the processes, as nnU-Net does
+    try:
+        for augmenter in augmenters:
+            next(augmenter)  # starts the processes, as nnU-Net does
+    except BaseException:
+        for augmenter in augmenters:
+            stop_workers(augmenter)
+        raise
     return augmenters
 
 

@@ -265,7 +265,7 @@ class SemiTrainer(nnUNetTrainer):
         if self.rows.scans > len(drawn):
             self.print_to_log_file(f"only {len(drawn)} scans for {self.rows.scans} per step: scans repeat in a step")
         patch_size = self.configuration_manager.patch_size
-        strong = strong_intensity(patch_size, cutout=False)
+        strong = strong_intensity(patch_size, self.run.cutout)
         unlabeled = UnlabeledLoader(
             pool,
             drawn,
@@ -423,19 +423,19 @@ class SemiTrainer(nnUNetTrainer):
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Load nnU-Net's part, then everything the method needs to go on."""
-        super().load_checkpoint(filename_or_checkpoint)
+        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False).get(checkpoints.KEY)
         with exit_on_user_error():
-            extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False).get(checkpoints.KEY)
             if extra is None:
                 raise UserError(
                     f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so none of our trainers wrote it; "
                     "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
                 )
-            self.method.load_state_dict(extra["method"])
-            for optimizer, state in zip(self.optimizers[1:], extra["optimizers"], strict=True):
-                optimizer.load_state_dict(state)
-            states = extra["random_states"]
-            self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
+        super().load_checkpoint(filename_or_checkpoint)
+        self.method.load_state_dict(extra["method"])
+        for optimizer, state in zip(self.optimizers[1:], extra["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        states = extra["random_states"]
+        self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
 
 
 def known_keys() -> set[str]:
