@@ -176,6 +176,8 @@ def test_a_kill_at_any_moment_leaves_loadable_checkpoints(tiny, tmp_path):
     fold = fold_folder(copy.results)
     moments = random.Random(0)
     for kill in range(6):
+        for left_behind in fold.glob("*.tmp"):
+            left_behind.unlink()
         training = subprocess.Popen(
             [command(TRAIN[0]), *TRAIN[1:], "--c"], env=copy.env, stdout=subprocess.DEVNULL, start_new_session=True
         )
