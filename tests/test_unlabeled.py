@@ -5,7 +5,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -439,7 +438,6 @@ def wait_for(condition, seconds: float = 120):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker processes in /proc")
 def test_a_kill_leaves_whole_cases_and_a_dead_worker_is_noticed(tiny, tmp_path):
     mine = tiny.fresh(tmp_path)
     for index in range(60):
