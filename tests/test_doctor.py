@@ -76,7 +76,7 @@ def test_everything_in_order(tiny, folder_of_the_command):
         "nnUNetPlans 2d: 6 cases preprocessed, patch 32 x 32, batch size 4",
         "imagesUn: 4 (2 patients) unlabeled, preprocessed for nnUNetPlans 3d_fullres",
         "patients: 3, with 6 cases",
-        "slice position, nnUNetPlans 2d: 3 partitions along axis 0, 8 mm",
+        "slice position, nnUNetPlans 2d: 3 partitions along axis 0 (clamp(",
     ):
         assert f"  ok       {line}" in done.stdout
     assert "problem  " not in done.stdout

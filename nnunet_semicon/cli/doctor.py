@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cached_property
@@ -369,6 +369,39 @@ class Dataset:
         """The cases of imagesTr: those that are preprocessed, otherwise those with a label."""
         return sorted({case for configuration in self.usable for case in configuration.cases} or self.labeled)
 
+    @cached_property
+    def all_cases(self) -> list[str]:
+        """The cases of imagesTr and imagesUn; :func:`check_unlabeled` reports what is wrong with the latter."""
+        from nnunet_semicon.cli.meta import unlabeled_cases
+
+        try:
+            unlabeled = unlabeled_cases(self.raw, self.preprocessed)
+        except UserError:
+            unlabeled = []
+        return sorted({*self.known, *unlabeled})
+
+    @cached_property
+    def patient_of(self) -> Mapping[str, str]:
+        """Case -> patient; by the names alone where :func:`check_meta_labels` finds a problem."""
+        from nnunet_semicon.data.meta import patients
+        from nnunet_semicon.meta_labels.extract import patients_from_names
+
+        try:
+            return patients(self.raw, self.preprocessed, self.all_cases)
+        except UserError:
+            return patients_from_names(self.all_cases)[0]
+
+    @cached_property
+    def label_columns(self) -> dict[str, str | None]:
+        """Column of the meta table -> why it is no label; empty where :func:`check_meta_labels` finds a problem."""
+        from nnunet_semicon.data.meta import training_table
+
+        try:
+            table = training_table(self.raw, self.preprocessed, self.all_cases)
+        except UserError:
+            return {}
+        return {name: table.why_no_label(name) for name in table.columns}
+
     def preprocessed_cases(self, plans: "PlansManager", name: str) -> list[str]:
         """Return the labeled cases that are preprocessed for a configuration."""
         from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
@@ -448,7 +481,7 @@ def check_configuration(dataset: Dataset, plans: "PlansManager", name: str) -> I
         yield note(f"{title}: a cascade stage, which only nnU-Net's own trainers train")
         return
     try:
-        check_block(configuration.configuration, title)
+        check_block(configuration.configuration, title, dataset.label_columns)
     except UserError as error:
         yield problem(str(error), "correct the block with `semicon configure`, or in the plans file")
     cases = dataset.preprocessed_cases(plans, name)
@@ -462,7 +495,7 @@ def check_configuration(dataset: Dataset, plans: "PlansManager", name: str) -> I
         yield ok(f"{title}: {len(cases)} cases preprocessed, patch {patch}, batch size {configuration.batch_size}")
 
 
-def check_block(configuration: dict, where: str) -> None:
+def check_block(configuration: dict, where: str, columns: Mapping[str, str | None]) -> None:
     """Refuse hyper-parameters that no trainer knows, and values out of range."""
     from nnunet_semicon import trainers
     from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, resolve
@@ -472,7 +505,7 @@ def check_block(configuration: dict, where: str) -> None:
     where = f"the '{BLOCK}' block of {where}"
     check_keys(block, known_keys(), where)
     for config in (RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)):
-        resolve(config, block, where)
+        resolve(config, block, where, columns)
 
 
 def check_splits(dataset: Dataset) -> Iterator[Finding]:
@@ -500,6 +533,7 @@ def check_splits(dataset: Dataset) -> Iterator[Finding]:
             f"{raw_path} and {path} disagree ({difference}): nnU-Net will stop when it plans again",
             f"training reads the second; keep one: cp {path} {raw_path}, or the other way around",
         )
+    patient_of = dataset.patient_of
     for number in range(len(splits)):
         try:
             cases = check_fold(splits, number, dataset.known, path)
@@ -508,10 +542,10 @@ def check_splits(dataset: Dataset) -> Iterator[Finding]:
             continue
         assert cases is not None  # only for a fold that is not in the file
         yield ok(
-            f"fold {number}: labeled {count(cases.train)}, unlabeled {count(cases.unlabeled)}, "
-            f"validation {count(cases.val)}"
+            f"fold {number}: labeled {count(cases.train, patient_of)}, unlabeled {count(cases.unlabeled, patient_of)}, "
+            f"validation {count(cases.val, patient_of)}"
         )
-        yield from check_patients(number, cases.val, [*cases.train, *cases.unlabeled])
+        yield from check_patients(number, cases.val, [*cases.train, *cases.unlabeled], patient_of)
     if lists_unlabeled(splits):
         yield note(
             f"nnU-Net's own trainers use labels that the split calls unlabeled with fold all, and with a fold above "
@@ -521,11 +555,9 @@ def check_splits(dataset: Dataset) -> Iterator[Finding]:
         yield note("nnU-Net's planning has seen every label in labelsTr, as always")
 
 
-def check_patients(number: int, val: list[str], trained: list[str]) -> Iterator[Finding]:
+def check_patients(number: int, val: list[str], trained: list[str], patient_of: Mapping[str, str]) -> Iterator[Finding]:
     """Say if a patient is on both sides of a fold."""
-    from nnunet_semicon.meta_labels.extract import patient_of
-
-    torn = sorted({patient_of(case) for case in val} & {patient_of(case) for case in trained})
+    torn = sorted({patient_of[case] for case in val} & {patient_of[case] for case in trained})
     if torn:
         yield note(f"fold {number}: patients in training and in validation, which flatters the result: {listing(torn)}")
 
@@ -552,31 +584,47 @@ def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
             yield problem(str(error), "run: " + preprocess_command(dataset.preprocessed, plans, name))
             continue
         if ready:
-            yield ok(f"imagesUn: {count(ready)} unlabeled, preprocessed for {plans.plans_name} {name}")
+            yield ok(
+                f"imagesUn: {count(ready, dataset.patient_of)} unlabeled, preprocessed for {plans.plans_name} {name}"
+            )
     if not images and isdir(dataset.raw):
         yield ok("imagesUn: none (optional)")
 
 
 def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:
-    """Say what the contrastive trainers know about a scan: its patient and the position of its slices."""
+    """Say what the contrastive trainers know about a scan: its patient, its table and the position of its slices."""
     from nnunet_semicon.configuration import rules
-    from nnunet_semicon.meta_labels.extract import patient_of
+    from nnunet_semicon.configuration.resolved import read_fingerprint
+    from nnunet_semicon.data.meta import training_table
+    from nnunet_semicon.meta_labels.table import PATIENT
 
-    cases = dataset.known
-    patients = len({patient_of(case) for case in cases})
-    if cases and patients == len(cases):
-        yield ok(f"patients: every one of the {patients} cases is its own (no time-point suffix in the names)")
-    elif cases:
-        yield ok(f"patients: {patients}, with {len(cases)} cases")
+    try:
+        table = training_table(dataset.raw, dataset.preprocessed, dataset.all_cases)
+    except UserError as error:
+        yield problem(str(error), "then look at the table: semicon meta -d " + dataset.option)
+    else:
+        cases = dataset.known
+        patients = len({dataset.patient_of[case] for case in cases})
+        source = table.columns[PATIENT].source
+        if cases and patients == len(cases):
+            yield ok(f"patients: every one of the {patients} cases is its own ({source})")
+        elif cases:
+            yield ok(f"patients: {patients}, with {len(cases)} cases ({source})")
+        for name, column in list(table.columns.items())[1:]:
+            reason = table.why_no_label(name)
+            if reason is None:
+                yield ok(f"meta-label {name}: {len(column.values)} values ({column.source})")
+            else:
+                yield note(f"meta-label {name}: not used ({reason})")
     for configuration in dataset.usable:
         plans = configuration.plans
-        shape, spacing = plans.original_median_shape_after_transp, plans.original_median_spacing_after_transp
         manager = plans.get_configuration(configuration.name)
         patch, image = manager.patch_size, manager.median_image_size_in_voxels
-        partitions = rules.partitions(shape, spacing, patch[0] / image[0] if len(patch) == 3 else 0.0)
+        extent = rules.slice_extent(plans.plans, read_fingerprint(dataset.preprocessed))
+        partitions = rules.partitions(extent, patch[0] / image[0] if len(patch) == 3 else 0.0)
         title = f"slice position, {plans.plans_name} {configuration.name}"
         if partitions.value is None:
             yield note(f"{title}: not used ({partitions.reason})")
         else:
-            axis = f"axis {plans.transpose_forward[0]}, {spacing[0]:g} mm"
-            yield ok(f"{title}: {partitions.value} partitions along {axis} ({partitions.reason})")
+            axis = plans.transpose_forward[0]
+            yield ok(f"{title}: {partitions.value} partitions along axis {axis} ({partitions.reason})")

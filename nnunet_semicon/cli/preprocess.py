@@ -102,7 +102,7 @@ def _check_configuration(base: str, plans_manager: "PlansManager", name: str, pl
         )
     labeled = join(base, plans_manager.get_configuration(name).data_identifier)
     if not isdir(labeled):
-        # not nnUNetv2_plan_and_preprocess: planning again would drop the user's own configurations
+        # not nnUNetv2_plan_and_preprocess: the plans are there, and other data may have been made with them
         raise UserError(
             f"the labeled cases are not preprocessed for configuration '{name}' (no folder {labeled}); run first: "
             f"nnUNetv2_preprocess {dataset_option(base)} -plans_name {plans} -c {name}"

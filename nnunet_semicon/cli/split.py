@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Mapping
 from os.path import isdir, join
 
 from nnunet_semicon.errors import UserError, nearest
@@ -10,7 +11,8 @@ NOTES = """example:
   semicon split -d 027 --labeled 4 --by patient
 
 Every label in labelsTr stays where it is; the split decides which of them are used. Validation sets never share a
-patient with the rest of their fold; the patient is the case name before _frameNN, _ED, _ES, -tNN, _visitN, _ses-X.
+patient with the rest of their fold; the patient is the case name before _frameNN, _ED, _ES, -tNN, _visitN, _ses-X
+unless a meta table says otherwise (`semicon meta`).
 
 Without --by patient, labeled cases are drawn one by one: another scan of the same patient may then be among the
 unlabeled ones, so --labeled 4 can show the network labels of up to 4 patients. With it, all scans of 4 patients are
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write ``splits_final.json`` and print what each fold holds."""
+    from nnunet_semicon.data.meta import patients
     from nnunet_semicon.data.splits import labeled_cases, make_splits, split_files, write_splits
 
     raw, preprocessed = find_folders(args.d)
@@ -38,13 +41,15 @@ def run(args: argparse.Namespace) -> int:
             f"there is no folder {preprocessed}, where nnU-Net reads the split: run "
             f"`nnUNetv2_plan_and_preprocess -d {args.d} -c 2d` first"
         )
-    splits = make_splits(labeled_cases(raw, preprocessed), args.labeled, args.seed, args.by == "patient", args.folds)
+    cases = labeled_cases(raw, preprocessed)
+    patient_of = patients(raw, preprocessed, cases)
+    splits = make_splits(cases, args.labeled, args.seed, args.by == "patient", args.folds, patient_of)
     paths = split_files(raw, preprocessed)
     for path in write_splits(splits, paths, args.force):
         print(f"backup: {path}")
     for path in paths:
         print(f"written: {path}")
-    print(_table(splits))
+    print(_table(splits, patient_of))
     print(f"next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerSPCon    (check first: semicon doctor -d {args.d})")
     return 0
 
@@ -71,22 +76,20 @@ def find_folders(name_or_id: str) -> tuple[str, str]:
     return raw, preprocessed
 
 
-def _table(splits: list[dict[str, list[str]]]) -> str:
+def _table(splits: list[dict[str, list[str]]], patient_of: Mapping[str, str]) -> str:
     """Return one line per fold: how many cases, and of how many patients where that differs."""
     from nnunet_semicon.data.splits import UNLABELED
 
     rows = [["fold", "labeled", "unlabeled", "validation"]]
     for number, fold in enumerate(splits):
-        rows.append([str(number), *(count(fold[key]) for key in ("train", UNLABELED, "val"))])
+        rows.append([str(number), *(count(fold[key], patient_of) for key in ("train", UNLABELED, "val"))])
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     )
 
 
-def count(cases: list[str]) -> str:
+def count(cases: list[str], patient_of: Mapping[str, str]) -> str:
     """Return ``'8 (4 patients)'``, or ``'8'`` where every case is a patient of its own."""
-    from nnunet_semicon.meta_labels.extract import patient_of
-
-    patients = len({patient_of(case) for case in cases})
+    patients = len({patient_of[case] for case in cases})
     return str(len(cases)) if patients == len(cases) else f"{len(cases)} ({patients} patient{'s' * (patients != 1)})"

@@ -15,7 +15,7 @@ from torch import Tensor
 from nnunet_semicon.data.sampler import draw_cases, draw_scans
 from nnunet_semicon.data.views import ViewPipeline
 from nnunet_semicon.meta_labels.position import SliceAxis
-from nnunet_semicon.meta_labels.table import PATIENT, POSITION, MetaColumn, patient_column
+from nnunet_semicon.meta_labels.table import POSITION, MetaColumn
 
 
 class LabeledLoader(nnUNetDataLoader):
@@ -40,9 +40,11 @@ class CasePool:
 
     Args:
         datasets: nnU-Net dataset objects; a case id belongs to the first that lists it.
+        array_axis: axis of the stored scans that is axis 0 after ``transpose_forward``.
     """
 
-    def __init__(self, datasets: Sequence[Any]) -> None:
+    def __init__(self, datasets: Sequence[Any], array_axis: int = 0) -> None:
+        self._array_axis = array_axis
         self._source = {case: dataset for dataset in reversed(datasets) for case in dataset.identifiers}
 
     def load(self, case: str) -> tuple[Any, Any]:
@@ -54,7 +56,7 @@ class CasePool:
     def slice_axis(self, case: str) -> SliceAxis:
         """Return where the slices of a case lie in the original scan."""
         data, _, _, properties = self._source[case].load_case(case)
-        return SliceAxis.from_properties(properties, data.shape[1])
+        return SliceAxis.from_properties(properties, data.shape[1], self._array_axis)
 
 
 class MetaLabeler:
@@ -70,16 +72,6 @@ class MetaLabeler:
         self.columns = columns
         self.partitions = partitions
         self.pool = pool
-
-    @classmethod
-    def of_cases(cls, cases: Sequence[str], partitions: int | None, pool: CasePool) -> "MetaLabeler":
-        """Label by patient, and by position where there is one."""
-        return cls({PATIENT: patient_column(cases)}, partitions, pool)
-
-    @classmethod
-    def silent(cls, pool: CasePool) -> "MetaLabeler":
-        """No label at all, for a method that asks for none."""
-        return cls({}, None, pool)
 
     def codes(self, cases: Sequence[str], boxes: Tensor) -> dict[str, Tensor]:
         """Return meta-label -> (B,) int64 for B rows with their crops (B, 3, 2)."""

@@ -8,7 +8,7 @@ the stock ``nnUNetTrainer`` on the same fold is the supervised baseline.
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from os.path import isdir, isfile, join
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_semicon.errors import UserError, listing, nearest
-from nnunet_semicon.meta_labels.extract import patient_of
+from nnunet_semicon.meta_labels.extract import patients_from_names
 
 FILE = "splits_final.json"
 UNLABELED = "unlabeled"
@@ -149,12 +149,17 @@ def disagreement(raw: list[dict[str, Any]], preprocessed: list[dict[str, Any]]) 
 
 
 def make_splits(
-    cases: Iterable[str], labeled: int, seed: int, by_patient: bool, folds: int
+    cases: Iterable[str],
+    labeled: int,
+    seed: int,
+    by_patient: bool,
+    folds: int,
+    patient_of: Mapping[str, str] | None = None,
 ) -> list[dict[str, list[str]]]:
     """Divide cases into K folds with few labeled and many unlabeled cases each.
 
-    Validation sets are disjoint, cover all cases and never share a patient (:func:`patient_of`) with the rest of
-    their fold. With one seed, the labeled cases for a smaller number are among those for a larger one.
+    Validation sets are disjoint, cover all cases and never share a patient with the rest of their fold. With one
+    seed, the labeled cases for a smaller number are among those for a larger one.
 
     Args:
         cases: All cases with a label.
@@ -162,6 +167,7 @@ def make_splits(
         seed: Decides both the folds and the labeled cases; >= 0 and < 2^32.
         by_patient: Draw patients, and all scans of each, instead of single cases.
         folds: K, >= 2.
+        patient_of: case -> patient; None: as the names tell.
 
     Returns:
         K folds with sorted lists under ``train``, ``val`` and ``unlabeled``.
@@ -169,9 +175,12 @@ def make_splits(
     Raises:
         UserError: A number is out of range, or there are too few cases or patients.
     """
+    cases = sorted(cases)
+    if patient_of is None:
+        patient_of, _ = patients_from_names(cases)
     patients: dict[str, list[str]] = {}
-    for case in sorted(cases):
-        patients.setdefault(patient_of(case), []).append(case)
+    for case in cases:
+        patients.setdefault(patient_of[case], []).append(case)
     if labeled < 1:
         raise UserError(f"--labeled {labeled}: expected at least 1")
     if folds < 2:
@@ -181,7 +190,7 @@ def make_splits(
     if len(patients) < 2:
         raise UserError(
             f"there is only one patient ({listing(patients)}), so nothing is left for validation: add cases, "
-            "or rename them if they come from several patients (what counts is the name before _frameNN, _ED, -tNN ...)"
+            "or say which patient a case belongs to with `semicon meta --patient-pattern` or meta_labels.csv"
         )
     if folds > len(patients):
         raise UserError(

@@ -1,9 +1,11 @@
 """One row of categorical meta-labels per case, as integer codes."""
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from nnunet_semicon.meta_labels.extract import patient_of
+from nnunet_semicon.meta_labels.extract import patients_from_names
 
 UNKNOWN = -1
 PATIENT = "patient"
@@ -28,6 +30,16 @@ class MetaColumn:
         """Return the code of a case, -1 if it is unknown."""
         return self.codes.get(case, UNKNOWN)
 
+    def value(self, case: str) -> str | None:
+        """Return the label of a case, None if it is unknown."""
+        code = self.code(case)
+        return None if code == UNKNOWN else self.values[code]
+
+    def counts(self) -> dict[str, int]:
+        """Return label -> number of cases, the most frequent first."""
+        counts = Counter(self.values[code] for code in self.codes.values())
+        return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
 
 def column(labels: Mapping[str, str], source: str) -> MetaColumn:
     """Number the distinct labels of ``labels`` (case -> label) in sorted order."""
@@ -37,5 +49,82 @@ def column(labels: Mapping[str, str], source: str) -> MetaColumn:
 
 
 def patient_column(cases: Iterable[str]) -> MetaColumn:
-    """Return the patient of every case: the id before a frame suffix, or the case itself."""
-    return column({case: patient_of(case) for case in cases}, "case name, without a frame suffix")
+    """Return the patient of every case as the names of all cases tell it."""
+    return column(*patients_from_names(list(cases)))
+
+
+@dataclass(frozen=True)
+class MetaTable:
+    """The meta-labels of a dataset that do not depend on the slice.
+
+    Attributes:
+        cases: every case, also those without any known label.
+        columns: name -> column; ``patient`` is always there, and first.
+    """
+
+    cases: tuple[str, ...]
+    columns: Mapping[str, MetaColumn]
+
+    def __post_init__(self) -> None:
+        names = list(self.columns)
+        if names[:1] != [PATIENT] or POSITION in names:
+            raise ValueError(f"the columns must start with '{PATIENT}' and lack '{POSITION}', got {names}")
+
+    def labels(self) -> tuple[str, ...]:
+        """Return the columns that can serve as a label: those with at least two values, each shared by scans."""
+        return tuple(name for name in self.columns if self.why_no_label(name) is None)
+
+    def why_no_label(self, name: str) -> str | None:
+        """Return why a column cannot serve as a label, or None if it can.
+
+        A column other than ``patient`` with (nearly) one value per case is a measurement or an id: it would call
+        no two scans alike.
+        """
+        values, known = self.columns[name].values, len(self.columns[name].codes)
+        if not values:
+            return "no case has a value"
+        if len(values) == 1:
+            return f"there is only one value, '{values[0]}'"
+        if name != PATIENT and is_continuous(len(values), known):
+            return f"{len(values)} values for {known} cases are nearly one per case, no categories"
+        return None
+
+    def restricted(self, cases: Sequence[str]) -> "MetaTable":
+        """Return the table of some of its cases; values that none of them has are dropped."""
+        wanted = set(cases)
+        return MetaTable(
+            tuple(cases),
+            {
+                name: column(
+                    {case: whole.values[code] for case, code in whole.codes.items() if case in wanted}, whole.source
+                )
+                for name, whole in self.columns.items()
+            },
+        )
+
+    def rows(self) -> dict[str, dict[str, str | None]]:
+        """Return case -> column -> label, None where it is unknown."""
+        return {case: {name: column.value(case) for name, column in self.columns.items()} for case in self.cases}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain containers, for JSON: ``{"columns": {name: source}, "rows": {case: {name: label}}}``."""
+        return {"columns": {name: column.source for name, column in self.columns.items()}, "rows": self.rows()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "MetaTable":
+        """Read what :meth:`to_dict` returned.
+
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: It is something else.
+        """
+        rows = content["rows"]
+        columns = {
+            name: column({case: row[name] for case, row in rows.items() if row[name] is not None}, source)
+            for name, source in content["columns"].items()
+        }
+        return cls(tuple(rows), columns)
+
+
+def is_continuous(n_values: int, n_cases: int) -> bool:
+    """Return whether values are too many to be categories: more than half as many as cases (two are always few)."""
+    return n_values > max(2, n_cases / 2)
