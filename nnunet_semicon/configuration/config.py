@@ -78,30 +78,36 @@ def check_keys(block: Mapping[str, Any], known: Iterable[str], where: str) -> No
         )
 
 
-def resolve(config_class: type[T], block: Mapping[str, Any], where: str) -> T:
+def resolve(
+    config_class: type[T], block: Mapping[str, Any], where: str, columns: Mapping[str, str | None] | None = None
+) -> T:
     """Return ``config_class`` with the values of ``block``; keys of other classes are left alone.
 
     Args:
         config_class: a frozen dataclass declared with :func:`setting`.
         block: the ``semicon`` block; a mapping value is merged over the default mapping.
         where: file and configuration, for the error message.
+        columns: column of the meta table -> why it cannot be a label, or None if it can. These names may stand in a
+            mapping (``lambda``) beside those of its default.
 
     Raises:
-        UserError: a value of the wrong type or outside its documented range.
+        UserError: a value of the wrong type or outside its documented range, or a column that cannot be a label.
     """
     hints = get_type_hints(config_class)
     values = {}
     for key, config_field in keys_of(config_class).items():
         if key not in block:
             continue
-        value = checked(key, block[key], config_field, hints[config_field.name], where)
+        value = checked(key, block[key], config_field, hints[config_field.name], where, columns or {})
         if isinstance(value, dict):
             value = {**default_of(config_field), **value}
         values[config_field.name] = value
     return config_class(**values)
 
 
-def checked(key: str, value: Any, config_field: "Field[Any]", hint: Any, where: str) -> Any:
+def checked(
+    key: str, value: Any, config_field: "Field[Any]", hint: Any, where: str, columns: Mapping[str, str | None]
+) -> Any:
     """Return ``value`` in the field's type.
 
     Raises:
@@ -111,7 +117,7 @@ def checked(key: str, value: Any, config_field: "Field[Any]", hint: Any, where: 
     if value is None and type(None) in allowed:
         return None
     if isinstance(default_of(config_field), dict):
-        return _checked_mapping(key, value, config_field, where)
+        return _checked_mapping(key, value, config_field, where, columns)
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     expected = next(t for t in allowed if t is not type(None))
@@ -126,19 +132,28 @@ def checked(key: str, value: Any, config_field: "Field[Any]", hint: Any, where: 
     return value
 
 
-def _checked_mapping(key: str, value: Any, config_field: "Field[Any]", where: str) -> dict[str, float]:
+def _checked_mapping(
+    key: str, value: Any, config_field: "Field[Any]", where: str, columns: Mapping[str, str | None]
+) -> dict[str, float]:
     default = default_of(config_field)
+    known = dict.fromkeys([*default, *columns])
     if not isinstance(value, Mapping):
         example = next(iter(default))
         raise UserError(f"'{key}' in {where} is {value!r}, expected an object such as {{\"{example}\": 0.01}}")
     for name, number in value.items():
-        if name not in default:
+        if name not in known:
             raise UserError(
-                f"unknown entry '{key}.{name}' in {where}{nearest(name, default)}; known are {listing(default)}"
+                f"unknown entry '{key}.{name}' in {where}{nearest(name, known)}; known are {listing(known)} "
+                "(`semicon meta -d DATASET` shows the meta-labels of a dataset)"
             )
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise UserError(f"'{key}.{name}' in {where} is {number!r}, expected a number")
         _check_range(f"{key}.{name}", number, config_field, where)
+        if number > 0 and columns.get(name) is not None:
+            raise UserError(
+                f"'{key}.{name}' in {where} asks for a meta-label that cannot be used ({columns[name]}): "
+                f"leave it out, or correct the column (`semicon meta -d DATASET`)"
+            )
     return {name: float(number) for name, number in value.items()}
 
 

@@ -6,12 +6,14 @@ Pure functions from plans and sizes to :class:`Derived`; nothing here reads file
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any, NamedTuple
-
-from nnunet_semicon.meta_labels.table import PATIENT, POSITION
 
 # fewer embeddings than this in a step leave too few negatives: contrast is then against a queue as well
 FEW_EMBEDDINGS = 16
+# phase in ACDC (SP-Con supplement, section 4.6); other columns of a meta table are as weak a hint
+OTHER_LABEL_WEIGHT = 0.001
+SET = "set in the plans"  # the reason of a value that the user chose
 
 
 class Derived(NamedTuple):
@@ -21,19 +23,51 @@ class Derived(NamedTuple):
     reason: str
 
 
-def partitions(
-    median_shape: Sequence[float], median_spacing_mm: Sequence[float], covered_by_patch: float = 0.0
-) -> Derived:
+class SliceExtent(NamedTuple):
+    """Median number of slices of the training cases, and median extent in mm, along the slice axis."""
+
+    slices: float
+    mm: float
+
+
+def slice_axis(transpose_forward: Sequence[int]) -> Derived:
+    """Axis of the stored scans along which a slice has a position.
+
+    Args:
+        transpose_forward: of the plans.
+    """
+    axis = int(transpose_forward[0])
+    return Derived(axis, f"nnU-Net puts the coarsest axis first: transpose_forward = {list(transpose_forward)}")
+
+
+def slice_extent(plans: Mapping[str, Any], fingerprint: Mapping[str, Any] | None) -> SliceExtent:
+    """Slices and extent of a median training case along the slice axis.
+
+    Args:
+        plans: content of the plans file.
+        fingerprint: content of ``dataset_fingerprint.json``; without it the medians of the plans are multiplied.
+    """
+    if fingerprint is None:
+        slices = float(plans["original_median_shape_after_transp"][0])
+        return SliceExtent(slices, slices * float(plans["original_median_spacing_after_transp"][0]))
+    axis = plans["transpose_forward"][0]
+    slices_per_case = [float(shape[axis]) for shape in fingerprint["shapes_after_crop"]]
+    mm_per_case = [
+        n * float(spacing[axis]) for n, spacing in zip(slices_per_case, fingerprint["spacings"], strict=True)
+    ]
+    return SliceExtent(median(slices_per_case), median(mm_per_case))
+
+
+def partitions(extent: SliceExtent, covered_by_patch: float = 0.0) -> Derived:
     """Number of slice-position groups S along axis 0; ``value`` is None where there is no slice axis.
 
     Args:
-        median_shape: voxels after ``transpose_forward`` (the coarsest axis first).
-        median_spacing_mm: mm, same order.
+        extent: of a median training case.
         covered_by_patch: part of axis 0 that one patch covers (0 in 2d). Patch centers reach only the rest.
 
     Gives the published 3 for ACDC and Hippocampus, 5 for PROMISE12, 7 for MMWHS (SP-Con supplement, section 2).
     """
-    slices, extent_mm = median_shape[0], median_shape[0] * median_spacing_mm[0]
+    slices, extent_mm = extent
     if slices < 3:
         return Derived(None, f"no slice axis: {slices:g} slices along axis 0")
     value = round(min(max(min(slices / 5, extent_mm / 12), 3), 7))
@@ -44,9 +78,20 @@ def partitions(
     return Derived(value, f"clamp(min({slices:g} slices / 5, {extent_mm:.0f} mm / 12 mm), 3, 7), rounded")
 
 
-def available_labels(partition_count: int | None) -> tuple[str, ...]:
-    """Return the names of the meta-labels that every dataset has."""
-    return (PATIENT,) if partition_count is None else (POSITION, PATIENT)
+def label_weights(weights: Mapping[str, float], labels: Sequence[str], unusable: Mapping[str, str]) -> Derived:
+    """Weight of every meta-label that the data carries; those with weight 0 are left out.
+
+    Args:
+        weights: meta-label -> weight, as configured.
+        labels: meta-labels of the data.
+        unusable: meta-label -> why the data does not carry it.
+    """
+    value = {name: weights.get(name, OTHER_LABEL_WEIGHT) for name in labels}
+    others = [name for name in labels if name not in weights]
+    notes = [f"no {name}: {unusable[name]}" for name in weights if name in unusable]
+    if others:
+        notes.append(f"{', '.join(others)} from the meta table with {OTHER_LABEL_WEIGHT} each")
+    return Derived({name: weight for name, weight in value.items() if weight > 0}, "; ".join(notes) or "all there")
 
 
 @dataclass(frozen=True)
@@ -98,6 +143,23 @@ def plan_rows(
     what = f"{images} unlabeled images" + (f" ({scans} scans x {per_scan} partitions)" if sample_scans else "")
     reason = f"{labeled} labeled rows + {what} x {student_views} views = {rows} of {batch_size} planned rows"
     return RowPlan(labeled, images, scans, per_scan, rows, max(0, rows - batch_size), reason)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a method's own rules may look at.
+
+    Attributes:
+        partitions: S, or None where there is no position label.
+        labels: meta-labels that the data carries, position first.
+        unusable: meta-label -> why the data does not carry it.
+        rows: how the rows of a step are spent.
+    """
+
+    partitions: int | None
+    labels: tuple[str, ...]
+    unusable: Mapping[str, str]
+    rows: RowPlan
 
 
 def queue_size(embeddings_per_step: int, partition_count: int | None) -> Derived:

@@ -30,11 +30,13 @@ class SelfPaced(NamedTuple):
         loss: mean of w l + R(w), to be minimized. R <= 0, so it is negative where most pairs are easier than gamma,
             and it falls when gamma grows: its gradient means something, its curve does not.
         weighted: mean of w l, detached; >= 0, for curves.
+        unweighted: mean of l, detached: plain contrast, the curve that falls when the embedding learns the label.
         mean_weight: mean of w over all positive pairs, detached, in [0, 1]; 0 without a positive pair.
     """
 
     loss: Tensor
     weighted: Tensor
+    unweighted: Tensor
     mean_weight: Tensor
 
 
@@ -93,14 +95,15 @@ def self_paced_contrast(
         mode: "hard" or "linear".
 
     Returns:
-        The loss and two numbers to watch, all float32 (float64 for float64 input), finite for gamma = inf too.
+        The loss and three numbers to watch, all float32 (float64 for float64 input), finite for gamma = inf too.
     """
     losses = pair_losses(anchors, candidates, pairs.candidate, temperature)
     weights = self_paced_weights(losses, gamma, mode)
     weighted = mean_over_positives(weights * losses, pairs.positive)
     cost = mean_over_positives(regularizer(weights, gamma, mode), pairs.positive)
     selected = weights.masked_fill(~pairs.positive, 0.0).sum() / pairs.positive.sum().clamp_min(1)
-    return SelfPaced(loss=weighted + cost, weighted=weighted.detach(), mean_weight=selected)
+    unweighted = mean_over_positives(losses.detach(), pairs.positive)
+    return SelfPaced(weighted + cost, weighted.detach(), unweighted, selected)
 
 
 def _pace(gamma: float | Tensor, mode: Mode, like: Tensor) -> Tensor:

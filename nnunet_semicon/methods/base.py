@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nnunet_semicon.configuration.rules import Derived, RowPlan
+from nnunet_semicon.configuration.rules import Derived, Facts
 from nnunet_semicon.data.batch import TwoStreamBatch
 
 Logits = Tensor | list[Tensor]
@@ -47,17 +47,15 @@ class BuildContext:
 
     Attributes:
         network: the plain student (neither compiled nor wrapped); build teachers from it at once.
-        rows: how the rows of a step are spent.
-        partitions: S, or None where there is no position label.
-        meta: names of the meta-labels that the data carries.
+        facts: what the plans and the data say: rows of a step, partitions, meta-labels.
+        derived: what :meth:`Method.derive` returned.
         has_regions: sigmoid heads instead of softmax.
         tap_channels: tap -> channels of its features.
     """
 
     network: nn.Module
-    rows: RowPlan
-    partitions: int | None
-    meta: tuple[str, ...]
+    facts: Facts
+    derived: Mapping[str, Derived]
     has_regions: bool
     tap_channels: Mapping[str, int]
 
@@ -107,25 +105,30 @@ Student = Callable[[Tensor], StudentOutput]
 
 
 class Method(nn.Module):
-    """A semi-supervised method. Subclasses define ``Config``, ``needs``, ``scalar_names`` and :meth:`compute`.
+    """A method. Subclasses define ``Config``, ``needs``, ``cost``, ``scalar_names`` and :meth:`compute`.
 
     Args:
         config: an instance of ``Config``.
         build: see :class:`BuildContext`.
 
     Attributes:
+        cost: what a step costs beyond the rows of the student, in words.
         scalar_names: the keys of ``StepOutput.scalars``.
-        derived: hyper-parameter -> value and reason, for everything the method derived from ``build``.
     """
 
     Config: ClassVar[type[Any]]
     needs: ClassVar[Needs] = Needs()
+    cost: ClassVar[str]
     scalar_names: tuple[str, ...] = ()
 
     def __init__(self, config: Any, build: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.derived: dict[str, Derived] = {}
+
+    @classmethod
+    def derive(cls, config: Any, facts: Facts) -> dict[str, Derived]:
+        """Return hyper-parameter -> value and reason for what ``config`` leaves open; a pure function."""
+        return {}
 
     def on_train_start(self, student_module: nn.Module) -> None:
         """Called before the first step of a new (not resumed) run: copy the student into every teacher."""

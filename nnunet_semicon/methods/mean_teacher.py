@@ -60,6 +60,7 @@ class MeanTeacher(Method):
 
     Config = MeanTeacherConfig
     needs = Needs(views=2, student_views=1)
+    cost = "a forward pass of the teacher on the unlabeled images"
     scalar_names = ("supervised", "consistency")
 
     def __init__(self, config: MeanTeacherConfig, build: BuildContext) -> None:

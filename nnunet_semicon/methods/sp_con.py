@@ -11,6 +11,7 @@ embeddings fit in a step, contrast is also against a queue of teacher embeddings
 listed in docs/methods/sp_con.md.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import gamma_range, queue_size
+from nnunet_semicon.configuration.rules import SET, Derived, Facts, gamma_range, label_weights, queue_size
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
@@ -53,7 +54,10 @@ class SPConConfig:
         1.0, "weight of the mean-teacher term", low=0, source="ours, not tuned; 0.1 in the paper"
     )
     lambda_: dict[str, float] = setting(
-        {"position": 1.0, "patient": 0.01}, "weight of each meta-label; 0 leaves it out", low=0, source="supplement 4.6"
+        {"position": 1.0, "patient": 0.01},
+        "weight of each meta-label, also of columns of the meta table; 0 leaves it out",
+        low=0,
+        source="supplement 4.6",
     )
     weighting: str = setting("linear", "self-paced weights", choices=("linear", "hard"), source="poster, eq. 3")
     temperature: float = setting(0.07, "tau of the contrast", low=1e-3, source="supplement 3.2")
@@ -72,17 +76,19 @@ class SPCon(Method):
 
     Config = SPConConfig
     needs = Needs(views=2, student_views=2, sample_scans=True, meta=True, taps=(BOTTLENECK,))
+    cost = "a forward pass of the teacher on the unlabeled images; the contrast itself is negligible"
 
+    derived: Mapping[str, Derived]
     queues: Any  # nn.ModuleDict: meta-label -> EmbeddingQueue
     steps_without_negatives: Tensor
 
     def __init__(self, config: SPConConfig, build: BuildContext) -> None:
         super().__init__(config, build)
-        self.labels = tuple(k for k, weight in config.lambda_.items() if weight > 0 and k in build.meta)
-        of_labels = (f"{what}_{k}" for k in self.labels for what in ("contrast", "weight"))
+        self.derived = build.derived
+        self.weights: Mapping[str, float] = self.derived["lambda"].value
+        self.labels = tuple(self.weights)
+        of_labels = (f"{what}_{k}" for k in self.labels for what in ("contrast", "pair_loss", "weight"))
         self.scalar_names = ("supervised", "consistency", "gamma", *of_labels)
-        embeddings = self.needs.student_views * build.rows.images
-        self._derive(embeddings, build.partitions)
 
         self.teacher = segmentation_teacher(build.network)
         self.teacher_taps = FeatureTaps(self.teacher.module, (BOTTLENECK,))
@@ -93,6 +99,20 @@ class SPCon(Method):
         )
         self.consistency = sigmoid_mse if build.has_regions else softmax_mse
         self.register_buffer("steps_without_negatives", torch.zeros(len(self.labels), dtype=torch.int64))
+
+    @classmethod
+    def derive(cls, config: SPConConfig, facts: Facts) -> dict[str, Derived]:
+        """Return the weights of the meta-labels there are, the size of the queue and the range of gamma."""
+        embeddings = cls.needs.student_views * facts.rows.images
+        derived = {
+            "lambda": label_weights(config.lambda_, facts.labels, facts.unusable),
+            "queue_size": _unless_set(config.queue_size, queue_size(embeddings, facts.partitions)),
+        }
+        candidates = max(2, embeddings - 1 + derived["queue_size"].value)
+        gamma = gamma_range(candidates, config.temperature, config.weighting)
+        derived["gamma_start"] = _unless_set(config.gamma_start, gamma["gamma_start"])
+        derived["gamma_end"] = _unless_set(config.gamma_end, gamma["gamma_end"])
+        return derived
 
     def on_train_start(self, student_module: nn.Module) -> None:
         """The teacher starts as the student, pre-trained weights included."""
@@ -118,15 +138,14 @@ class SPCon(Method):
         )
         embeddings = self.heads(output.features[BOTTLENECK][n:])
         terms = {k: self._contrast(k, embeddings[k], batch, gamma) for k in self.labels}
-        contrast = sum(
-            (self.config.lambda_[k] * _readable(term) for k, term in terms.items()), supervised.new_zeros(())
-        )
+        contrast = sum((self.weights[k] * _readable(term) for k, term in terms.items()), supervised.new_zeros(()))
 
         scalars = {
             "supervised": supervised.detach(),
             "consistency": consistency.detach(),
             "gamma": torch.as_tensor(gamma),
             **{f"contrast_{k}": term.weighted for k, term in terms.items()},
+            **{f"pair_loss_{k}": term.unweighted for k, term in terms.items()},
             **{f"weight_{k}": term.mean_weight for k, term in terms.items()},
         }
         loss = supervised + self.config.lambda_reg * consistency + self.config.lambda_sp * contrast
@@ -144,17 +163,6 @@ class SPCon(Method):
             self.queues[k].push(embeddings[k], batch.meta[k][batch.n_labeled :])
         if progress.step % PATIENCE == PATIENCE - 1:
             self._stop_without_negatives()
-
-    def _derive(self, embeddings: int, partitions: int | None) -> None:
-        """Fill ``self.derived``: what the config leaves open."""
-        config: Any = self.config
-        self.derived["queue_size"] = queue_size(embeddings, partitions)
-        if config.queue_size is not None:
-            self.derived["queue_size"] = self.derived["queue_size"]._replace(value=config.queue_size, reason="set")
-        candidates = max(2, embeddings - 1 + self.derived["queue_size"].value)
-        for name, derived in gamma_range(candidates, config.temperature, config.weighting).items():
-            value = getattr(config, name)
-            self.derived[name] = derived if value is None else derived._replace(value=value, reason="set")
 
     def _contrast(self, k: str, embeddings: Tensor, batch: TwoStreamBatch, gamma: float) -> SelfPaced:
         """L_SPcon^k of the student's embeddings, both views, against each other and the queue."""
@@ -175,6 +183,10 @@ class SPCon(Method):
                     f"teaches nothing: raise batch_size or queue_size, or leave it out with "
                     f"`semicon configure ... --set lambda.{k}=0`"
                 )
+
+
+def _unless_set(value: Any, derived: Derived) -> Derived:
+    return derived if value is None else Derived(value, SET)
 
 
 def _readable(term: SelfPaced) -> Tensor:

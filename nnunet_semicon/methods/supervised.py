@@ -18,6 +18,7 @@ class Supervised(Method):
     """Labeled rows only, nnU-Net's own loss: bit for bit the stock trainer."""
 
     Config = SupervisedConfig
+    cost = "nothing"
 
     def compute(
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress

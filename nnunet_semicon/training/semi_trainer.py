@@ -7,7 +7,6 @@ import json
 import os
 import random
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
@@ -24,14 +23,16 @@ from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
 from nnunet_semicon.configuration import rules
-from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, key_of, keys_of, resolve
+from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, keys_of
+from nnunet_semicon.configuration.resolved import Resolved, as_table, differences, read_fingerprint, resolve_run
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.loader import CasePool, LabeledLoader, MetaLabeler, TwoStreamLoader, UnlabeledLoader
+from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.data.splits import check_fold, read_splits
 from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
 from nnunet_semicon.data.views import ViewPipeline, strong_intensity
 from nnunet_semicon.data.workers import start_workers, stop_workers
-from nnunet_semicon.errors import UserError, exit_on_user_error
+from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.training import checkpoint as checkpoints
@@ -46,10 +47,8 @@ class SemiTrainer(nnUNetTrainer):
 
     method_class: ClassVar[type[Method]]
 
-    run: RunConfig
     method: Method
-    rows: rules.RowPlan
-    partitions: rules.Derived
+    resolved: Resolved
     taps: FeatureTaps
     scalars: ScalarLog
     _random_state: dict[str, Any] | None = None  # of a checkpoint, until the loaders have drawn their first batches
@@ -61,11 +60,9 @@ class SemiTrainer(nnUNetTrainer):
         """Resolve the hyper-parameters, let nnU-Net build network, optimizer and loss, then build the method."""
         with exit_on_user_error():
             self._refuse_what_we_cannot_do()
-            self.run, config = self._read_settings()
-            self._apply_run_config()
             super().initialize()
-            self._build_method(config)
-            self._write_config(config)
+            self._build_method()
+            self._write_settings()
 
     def _refuse_what_we_cannot_do(self) -> None:
         if self.is_cascaded:
@@ -75,23 +72,44 @@ class SemiTrainer(nnUNetTrainer):
                 "use '3d_fullres' or '2d'"
             )
 
-    def _read_settings(self) -> tuple[RunConfig, Any]:
-        """Return the run's settings and the method's, from the ``semicon`` block of the configuration."""
-        block = self.configuration_manager.configuration.get(BLOCK, {})
+    def _set_batch_size_and_oversample(self) -> None:
+        """nnU-Net's first act in ``initialize``: settings need the rows of this rank, the network needs their seed."""
+        super()._set_batch_size_and_oversample()
+        self.resolved = self._resolve()
+        self._apply_run_config(self.resolved.run)
+
+    def _resolve(self) -> Resolved:
+        """Return every hyper-parameter of this run with its reason."""
+        meta = None
+        if self.method_class.needs.meta:
+            folder = self.preprocessed_dataset_folder  # nnU-Net's own initialize() has not looked at it yet
+            labeled = infer_dataset_class(folder).get_identifiers(folder)
+            cases = sorted({*labeled, *self._images_un()})
+            meta = training_table(self._raw_dataset(), self.preprocessed_dataset_folder_base, cases)
+        configuration = self.configuration_manager.configuration
         where = (
             f"the '{BLOCK}' block of configuration '{self.configuration_name}' ({self.plans_manager.plans_name}.json)"
         )
-        check_keys(block, known_keys(), where)
-        return resolve(RunConfig, block, where), resolve(self.method_class.Config, block, where)
+        check_keys(configuration.get(BLOCK, {}), known_keys(), where)
+        return resolve_run(
+            configuration,
+            self.plans_manager.plans,
+            read_fingerprint(self.preprocessed_dataset_folder_base),
+            meta,
+            self.method_class,
+            self.device.type,
+            where,
+            rank_batch_size=self.batch_size,
+        )
 
-    def _apply_run_config(self) -> None:
-        self.num_epochs = self.run.num_epochs
-        self.num_iterations_per_epoch = self.run.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = self.run.num_val_iterations_per_epoch
-        self.save_every = self.run.save_every
-        if self.run.seed is not None:
+    def _apply_run_config(self, run: RunConfig) -> None:
+        self.num_epochs = run.num_epochs
+        self.num_iterations_per_epoch = run.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = run.num_val_iterations_per_epoch
+        self.save_every = run.save_every
+        if run.seed is not None:
             # ranks must augment differently; DDP gives all of them the network of rank 0
-            seed = self.run.seed + 1000 * self.local_rank
+            seed = run.seed + 1000 * self.local_rank
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
@@ -101,30 +119,17 @@ class SemiTrainer(nnUNetTrainer):
         optimizer, _ = super().configure_optimizers()
         return optimizer, FractionPolyLR([optimizer], self.num_epochs)
 
-    def _build_method(self, config: Any) -> None:
+    def _build_method(self) -> None:
         needs = self.method_class.needs
         network = self.plain_network
-        plans = self.plans_manager.plans
-        patch, image = self.configuration_manager.patch_size, self.configuration_manager.median_image_size_in_voxels
-        covered = patch[0] / image[0] if len(patch) == 3 else 0.0
-        self.partitions = rules.partitions(
-            plans["original_median_shape_after_transp"], plans["original_median_spacing_after_transp"], covered
-        )
-        share = None
-        if self.run.labeled_per_step is not None:
-            share = max(1, self.run.labeled_per_step * self.batch_size // self.configuration_manager.batch_size)
-        self.rows = rules.plan_rows(
-            self.batch_size, share, needs.student_views, self.partitions.value, needs.sample_scans
-        )
         build = BuildContext(
             network=network,
-            rows=self.rows,
-            partitions=self.partitions.value,
-            meta=rules.available_labels(self.partitions.value),
+            facts=self.resolved.facts,
+            derived=self.resolved.derived,
             has_regions=self.label_manager.has_regions,
             tap_channels={name: channels_at(network, name) for name in needs.taps},
         )
-        self.method = self.method_class(config, build).to(self.device)
+        self.method = self.method_class(self.resolved.config, build).to(self.device)
         self.taps = FeatureTaps(network, needs.taps)  # after the method copied its teachers, before the first forward
         self._add_method_parameters()
         self.scalars = ScalarLog(self.output_folder)
@@ -148,31 +153,26 @@ class SemiTrainer(nnUNetTrainer):
         network = self.network.module if self.is_ddp else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
-    def _write_config(self, config: Any) -> None:
+    def _write_settings(self) -> None:
         """Print every hyper-parameter with its reason and write them to ``semicon_config.json`` in the fold folder."""
-        block = self.configuration_manager.configuration.get(BLOCK, {})
-        values = {}
-        for instance in (self.run, config):
-            for f in fields(instance):
-                reason = "set in the plans" if key_of(f) in block else f.metadata["source"] or "default"
-                values[key_of(f)] = {"value": getattr(instance, f.name), "reason": reason}
-        values["partitions"] = self.partitions._asdict()
-        values["labeled_per_step"] = {"value": self.rows.labeled, "reason": self.rows.reason}
-        values["student_rows"] = {"value": self.rows.student_rows, "reason": self._rows_in_words()}
-        values.update({name: derived._asdict() for name, derived in self.method.derived.items()})
+        settings = self.resolved.settings
         self.print_to_log_file(
-            f"nnunet_semicon {__version__}, method {self.method_class.__name__}", add_timestamp=False
+            f"nnunet_semicon {__version__}, method {self.method_class.__name__}\n{as_table(settings)}",
+            add_timestamp=False,
         )
-        for name, entry in values.items():
-            self.print_to_log_file(f"  {name} = {entry['value']}  ({entry['reason']})", add_timestamp=False)
         if self.local_rank == 0:
-            content = {"version": __version__, "trainer": type(self).__name__, "settings": values}
+            content = {
+                "version": __version__,
+                "trainer": type(self).__name__,
+                "settings": {name: derived._asdict() for name, derived in settings.items()},
+            }
             with open(os.path.join(self.output_folder, "semicon_config.json"), "w") as file:
                 json.dump(content, file, indent=2)
 
-    def _rows_in_words(self) -> str:
-        extra = self.rows.extra_rows
-        return "as planned" if extra == 0 else f"{extra} more than planned: the method's minimum; memory grows with it"
+    @property
+    def rows(self) -> rules.RowPlan:
+        """How the rows of a step of this rank are spent."""
+        return self.resolved.facts.rows
 
     # ------------------------------------------------------------------ data
 
@@ -234,7 +234,8 @@ class SemiTrainer(nnUNetTrainer):
                 transforms=val_transforms,
             )
             # the epoch keeps a resumed run from repeating the batches of its beginning
-            entropy = None if self.run.seed is None else [self.run.seed, self.local_rank, self.current_epoch]
+            seed = self.resolved.run.seed
+            entropy = None if seed is None else [seed, self.local_rank, self.current_epoch]
             return start_workers(train, val, entropy, pin_memory=self.device.type == "cuda")
 
     def _oversample_by_chance(self) -> bool:
@@ -253,11 +254,10 @@ class SemiTrainer(nnUNetTrainer):
         if from_folder:
             folder = unlabeled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
             datasets.append(nnUNetDatasetBlosc2(folder, list(from_folder)))
-        pool = CasePool(datasets)
+        pool = CasePool(datasets, self.resolved.settings["slice_axis"].value)
         train_cases, unlabeled_cases = list(dataset_train.identifiers), [*from_split, *from_folder]
-        meta = MetaLabeler.silent(pool)
-        if needs.meta:
-            meta = MetaLabeler.of_cases([*train_cases, *unlabeled_cases], self.partitions.value, pool)
+        facts = self.resolved.facts
+        meta = MetaLabeler(self.resolved.columns, facts.partitions if needs.meta else None, pool)
         if needs.views == 0:
             return TwoStreamLoader(labeled, None, meta)
 
@@ -265,13 +265,13 @@ class SemiTrainer(nnUNetTrainer):
         if self.rows.scans > len(drawn):
             self.print_to_log_file(f"only {len(drawn)} scans for {self.rows.scans} per step: scans repeat in a step")
         patch_size = self.configuration_manager.patch_size
-        strong = strong_intensity(patch_size, self.run.cutout)
+        strong = strong_intensity(patch_size, self.resolved.run.cutout)
         unlabeled = UnlabeledLoader(
             pool,
             drawn,
             self.rows.images,
             self.rows.scans,
-            self.partitions.value,
+            facts.partitions,
             initial_patch_size,
             patch_size,
             ViewPipeline(transforms, strong, needs.views, needs.shared_geometry),
@@ -280,14 +280,17 @@ class SemiTrainer(nnUNetTrainer):
 
     def _images_un(self) -> list[str]:
         """Return the preprocessed cases of imagesUn; refuses a folder that is not, or not correctly, preprocessed."""
-        raw = os.path.join(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else ""
         return require_preprocessed(
-            raw,
+            self._raw_dataset(),
             self.preprocessed_dataset_folder_base,
             self.plans_manager,
             self.configuration_name,
             self.dataset_json,
         )
+
+    def _raw_dataset(self) -> str:
+        """Return the raw folder of the dataset, or an empty path where this machine has none."""
+        return os.path.join(nnUNet_raw, self.plans_manager.dataset_name) if nnUNet_raw.is_set() else ""
 
     def _say_what_it_trains_on(
         self, dataset_train: Any, dataset_val: Any, from_split: list[str], from_folder: list[str]
@@ -411,6 +414,7 @@ class SemiTrainer(nnUNetTrainer):
             return
         extra = {
             "version": __version__,
+            "settings": {name: derived.value for name, derived in self.resolved.settings.items()},
             "method": self.method.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers[1:]],
             "random_states": states,
@@ -429,6 +433,15 @@ class SemiTrainer(nnUNetTrainer):
                 raise UserError(
                     f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so none of our trainers wrote it; "
                     "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
+                )
+            if not self.was_initialized:
+                self.initialize()
+            changed = differences(extra["settings"], self.resolved.settings)
+            if changed:
+                raise UserError(
+                    f"{filename_or_checkpoint} was trained with other settings ({listing(changed)}): set them back in "
+                    f"configuration '{self.configuration_name}' of {self.plans_manager.plans_name}.json, or train the "
+                    "new ones in a configuration of their own (`semicon configure`)"
                 )
         super().load_checkpoint(filename_or_checkpoint)
         self.method.load_state_dict(extra["method"])

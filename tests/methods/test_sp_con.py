@@ -106,4 +106,4 @@ def test_a_patch_that_covers_the_axis_has_no_position(training):
     trainer = make_trainer(NAME, "covering")
     trainer.initialize()
     assert trainer.method.labels == ("patient",)
-    assert "every center lies at one position" in trainer.partitions.reason
+    assert "every center lies at one position" in trainer.resolved.settings["partitions"].reason
