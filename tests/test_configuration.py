@@ -5,14 +5,10 @@ import math
 
 import pytest
 
-from nnunet_semicon.cli.configure import parse_settings
-from nnunet_semicon.cli.main import main
 from nnunet_semicon.configuration.config import RunConfig, check_keys, resolve
-from nnunet_semicon.configuration.plans import add_configuration
-from nnunet_semicon.configuration.rules import gamma_range, partitions, plan_rows, queue_size
+from nnunet_semicon.configuration.rules import SliceExtent, gamma_range, partitions, plan_rows, queue_size
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.sp_con import SPConConfig
-from tests.tiny import read_json
 
 WHERE = "the block"
 
@@ -66,7 +62,7 @@ def test_unknown_key_names_the_nearest():
     ],
 )
 def test_partitions_are_the_published_ones(dataset, shape, spacing, expected):
-    assert partitions(shape, spacing).value == expected
+    assert partitions(SliceExtent(shape[0], shape[0] * spacing[0])).value == expected
 
 
 def test_rows_never_exceed_the_plan_unless_declared():
@@ -98,73 +94,6 @@ def test_gamma_reproduces_the_papers_best_values():
 def test_queue_only_where_embeddings_are_few():
     assert queue_size(60, 3).value == 0
     assert queue_size(2, 3).value == 96
-
-
-PLANS = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"batch_size": 12}}}
-
-
-def test_a_configuration_inherits_and_carries_the_whole_block():
-    one = add_configuration(PLANS, "a", "2d", {"num_epochs": 3, "batch_size": 4})
-    assert one["configurations"]["a"] == {"inherits_from": "2d", "semicon": {"num_epochs": 3}, "batch_size": 4}
-    two = add_configuration(one, "b", "a", {"seed": 1})
-    assert two["configurations"]["b"]["semicon"] == {"num_epochs": 3, "seed": 1}
-    assert PLANS["configurations"] == {"2d": {"batch_size": 12}}
-
-
-@pytest.mark.parametrize(
-    ("name", "parent", "sentence"),
-    [
-        ("2d", "2d", "nnU-Net's own"),
-        ("x", "2e", "no configuration '2e'.*did you mean '2d'"),
-    ],
-)
-def test_nnunets_own_configurations_are_never_touched(name, parent, sentence):
-    with pytest.raises(UserError, match=sentence):
-        add_configuration(PLANS, name, parent, {})
-
-
-def test_settings_are_json_or_text_and_nest():
-    assert parse_settings(["a=1", "b=x", "lambda.patient=0.1", "lambda.position=1", "c=null"]) == {
-        "a": 1,
-        "b": "x",
-        "lambda": {"patient": 0.1, "position": 1},
-        "c": None,
-    }
-
-
-def test_configure_writes_one_configuration_per_seed_and_prints_the_line(prepared, tmp_path, monkeypatch, capsys):
-    copy = prepared.fresh(tmp_path)
-    copy.use(monkeypatch)
-    words = ["configure", "-d", "901", "-c", "2d", "--name", "mine", "--set", "temperature=0.1", "batch_size=3"]
-    assert main([*words, "--seeds", "0,7"]) == 0
-    written = read_json(copy.plans_file)["configurations"]
-    assert written["mine_s7"] == {
-        "inherits_from": "2d",
-        "semicon": {"temperature": 0.1, "seed": 7},
-        "batch_size": 3,
-    }
-    assert "nnUNetv2_train 901 mine_s0 0 -tr nnUNetTrainerSPCon" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        (["--set", "temprature=0.1"], "did you mean 'temperature'"),
-        (["--set", "temperature=-1"], "expected at least 0.001"),
-        (["--set", "temperature"], "is not KEY=VALUE"),
-        (["--set", "batch_size=0"], "expected a whole number of at least 1"),
-        (["--seeds", "a"], "expected whole numbers such as 0,1,2"),
-    ],
-)
-def test_configure_refuses_and_writes_nothing(prepared, tmp_path, monkeypatch, capsys, words, sentence):
-    copy = prepared.fresh(tmp_path)
-    copy.use(monkeypatch)
-    before = copy.plans_file.read_text()
-    assert main(["configure", "-d", "901", "-c", "2d", "--name", "mine", *words]) == 1
-    error = capsys.readouterr().err
-    assert sentence in error
-    assert "Traceback" not in error
-    assert copy.plans_file.read_text() == before
 
 
 def test_every_value_is_written_with_its_reason(training):

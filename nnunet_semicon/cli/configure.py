@@ -2,100 +2,464 @@
 
 import argparse
 import json
+import math
 import os
+import re
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
-from nnunet_semicon.errors import UserError
+from nnunet_semicon.cli.key_values import nested, parse_grid, parse_seeds, parse_settings, refuse_overlap
+from nnunet_semicon.errors import UserError, listing, nearest
 
 EXAMPLE = """examples:
+  semicon configure -d 027                                                     # list the configurations of ours
+  semicon configure -d 027 -c 2d --show                                        # what would run, with reasons
   semicon configure -d 027 -c 2d --name 2d_tau01 --set temperature=0.1
   semicon configure -d 004 -c 2d --name 2d_short --set batch_size=32 labeled_per_step=16 num_epochs=6
   semicon configure -d 027 -c 2d --name 2d_pat --set lambda.patient=0.1 --seeds 0,1,2
+  semicon configure -d 027 -c 2d --name 2d_g --grid gamma_start=1,2,3 gamma_end=40,50,60
+  semicon configure -d 027 --delete '2d_g_*'
 
 The new configuration inherits from -c, shares its preprocessed data and has its own result folder. nnU-Net's own
-configurations are never edited; planning again drops ours."""
+configurations are never edited. Planning again keeps ours; they then inherit from the new plans."""
+
+DEFAULT_PLANS = "nnUNetPlans"
+DEFAULT_TRAINER = "nnUNetTrainerSPCon"
+DEFAULT_DEVICE = "cuda"  # as nnUNetv2_train
+MOST_CONFIGURATIONS = 500  # of one command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = EXAMPLE
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name, as for nnU-Net")
-    parser.add_argument("-c", required=True, metavar="CONFIGURATION", help="configuration to inherit from, e.g. 2d")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
-    parser.add_argument("--name", required=True, help="name of the new configuration")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="hyper-parameters; batch_size too")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="configuration to inherit from, or to show, e.g. 2d")
+    parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="plans identifier (default: %(default)s)")
+    parser.add_argument("-tr", metavar="TRAINER", help=f"trainer to show or to train with (default: {DEFAULT_TRAINER})")
+    parser.add_argument(
+        "-device",
+        choices=("cpu", "cuda", "mps"),
+        help=f"device to show for or to train on (default: {DEFAULT_DEVICE}, as for nnUNetv2_train)",
+    )
+    parser.add_argument("--name", help="name of the new configuration")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="hyper-parameters (`semicon trainers --long TRAINER` lists them); batch_size too",
+    )
+    parser.add_argument(
+        "--grid",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=A,B",
+        help="one configuration per combination of the values, named NAME_KEYA_...",
+    )
     parser.add_argument("--seeds", metavar="0,1,2", help="one configuration NAME_sK per seed K")
+    parser.add_argument("--force", action="store_true", help="replace configurations of ours that have other values")
+    parser.add_argument("--show", action="store_true", help="show what would run, with reasons, and write nothing")
+    parser.add_argument(
+        "--delete", nargs="+", metavar="NAME", help="remove configurations of ours; quoted patterns such as '2d_g_*'"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the configuration(s) and print the training command(s)."""
-    values = parse_settings(args.set)
-    variants = {args.name: values}
-    if args.seeds is not None:
-        variants = {f"{args.name}_s{seed}": {**values, "seed": seed} for seed in parse_seeds(args.seeds)}
-
-    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder
-    from nnunet_semicon.configuration.config import check_keys
-    from nnunet_semicon.configuration.plans import BATCH_SIZE, add_configuration, write_plans
-    from nnunet_semicon.training.semi_trainer import known_keys
-
-    name = dataset_name(args.d)
-    path = os.path.join(preprocessed_folder(), name, f"{args.p}.json")
-    if not os.path.isfile(path):
-        raise UserError(f"{path} does not exist: run `nnUNetv2_plan_and_preprocess -d {args.d} -c {args.c}` first")
-    with open(path) as file:
-        plans = json.load(file)
-    from nnunet_semicon import trainers
-
-    check_keys(values, {*known_keys(), BATCH_SIZE}, "--set")
-    for variant, settings in variants.items():
-        check_values(trainers, settings)
-        plans = add_configuration(plans, variant, args.c, settings)
-    write_plans(plans, path)
-    print(f"{args.p}.json of {name} now has {', '.join(variants)} (inheriting from {args.c}). Train with, for example:")
-    plans_option = "" if args.p == "nnUNetPlans" else f" -p {args.p}"
-    for variant in variants:
-        print(f"  nnUNetv2_train {args.d} {variant} 0 -tr nnUNetTrainerSPCon{plans_option}")
+    """List, show, add or delete configurations."""
+    action = action_of(args)
+    place = find_plans(args)
+    if action == "delete":
+        delete(args, place)
+    elif action == "list":
+        print_list(args, place)
+    elif action == "show":
+        show(args, place)
+    else:
+        add(args, place)
     return 0
 
 
-def check_values(trainers: Any, settings: dict[str, Any]) -> None:
-    """Refuse values of the wrong type or outside their documented range."""
-    from nnunet_semicon.configuration.config import RunConfig, resolve
-    from nnunet_semicon.configuration.plans import BATCH_SIZE
+def action_of(args: argparse.Namespace) -> str:
+    """Return ``add``, ``show``, ``delete`` or ``list``.
 
+    Raises:
+        UserError: options that do not go together, or one that is missing.
+    """
+    given = {
+        "-c": args.c is not None,
+        "-tr": args.tr is not None,
+        "-device": args.device is not None,
+        "--name": args.name is not None,
+        "--set": bool(args.set),
+        "--grid": bool(args.grid),
+        "--seeds": args.seeds is not None,
+        "--force": args.force,
+        "--show": args.show,
+    }
+    used = [option for option, is_used in given.items() if is_used]
+    if args.delete is not None:
+        if used:
+            raise UserError(f"--delete does not go together with {used[0]}: it takes only -d and -p")
+        return "delete"
+    if args.show:
+        for option in ("--grid", "--seeds", "--force"):
+            if given[option]:
+                raise UserError(f"--show does not go together with {option}: it shows one run; try single values --set")
+    elif args.name is None:
+        if used:
+            raise UserError(
+                f"{used[0]} needs --name NAME (to add a configuration) or --show (to write nothing); "
+                f"`semicon configure -d {args.d}` alone lists those there are"
+            )
+        return "list"
+    if args.c is None:
+        raise UserError(f"-c is missing: name the configuration to {'show' if args.show else 'inherit from'}, e.g. 2d")
+    return "show" if args.show else "add"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A plans file and where the rest of the dataset lies.
+
+    Attributes:
+        raw: folder of the raw dataset; empty where ``nnUNet_raw`` is not set.
+        preprocessed: folder of the preprocessed dataset.
+        path: the plans file.
+        plans: its content.
+    """
+
+    raw: str
+    preprocessed: str
+    path: str
+    plans: dict[str, Any]
+
+    @property
+    def dataset(self) -> str:
+        """``DatasetXXX_Name``."""
+        return os.path.basename(self.preprocessed)
+
+    @property
+    def configurations(self) -> dict[str, Any]:
+        """The configurations of the plans."""
+        return dict(self.plans["configurations"])
+
+
+def find_plans(args: argparse.Namespace) -> Place:
+    """Read the plans file that -d and -p name.
+
+    Raises:
+        UserError: it does not exist or is not a plans file.
+    """
+    from nnunet_semicon.cli.split import find_folders
+    from nnunet_semicon.configuration.plans import read_plans
+
+    raw, preprocessed = find_folders(args.d)
+    path = os.path.join(preprocessed, f"{args.p}.json")
+    if not os.path.isfile(path):
+        there = os.listdir(preprocessed) if os.path.isdir(preprocessed) else []
+        others = [name.removesuffix(".json") for name in there if name.endswith(".json")]
+        raise UserError(
+            f"{path} does not exist{nearest(args.p, others)}; run `nnUNetv2_plan_and_preprocess -d {args.d} "
+            f"-c {args.c or '2d'}` first"
+        )
+    return Place(raw, preprocessed, path, read_plans(path))
+
+
+# --- add ---------------------------------------------------------------------------------------------------------
+
+
+def add(args: argparse.Namespace, place: Place) -> None:
+    """Write the configuration(s) and print the training command(s)."""
+    from nnunet_semicon.cli.trainers import find_trainer
+    from nnunet_semicon.configuration.plans import add_configuration, write_plans
+
+    trainer = find_trainer(args.tr or DEFAULT_TRAINER)
+    values, grid = read_values(args, place)
+    seeds = None if args.seeds is None else parse_seeds(args.seeds)
+    refuse_overlap(args.set, args.grid, seeds is not None)
+    variants = variants_of(args.name, values, grid, seeds)
+    plans = place.plans
+    for name, settings in variants.items():
+        plans = add_configuration(plans, name, args.c, settings)
+    after = plans["configurations"]
+    changed = [name for name in variants if place.configurations.get(name) != after[name]]
+    replaced = [name for name in changed if name in place.configurations]
+    if replaced and not args.force:
+        refuse_replacing(replaced, place.configurations, after)
+    if changed:
+        write_plans(plans, place.path)
+
+    names = listing(variants)
+    state = "now has" if changed else "has, unchanged,"
+    print(f"{args.p}.json of {place.dataset} {state} {names} (inheriting from {args.c}). Train with:")
+    for name in variants:
+        print(f"  {train_command(args, name)}")
+    print_notes(args, place, trainer, {**values, **nested(dict.fromkeys(grid))}, changed, replaced)
+
+
+def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return what ``--set`` and ``--grid`` say, checked; what the parent has is checked too, as it is copied.
+
+    Raises:
+        UserError: an unknown parent, an unknown key, or a value that is not allowed.
+    """
+    from nnunet_semicon.configuration.config import BLOCK
+    from nnunet_semicon.configuration.plans import inherited_block, refuse_unknown
+
+    refuse_unknown(place.plans, args.c)
+    inherited = inherited_block(place.configurations, args.c)
+    lists = list_settings(config_classes())
+    values, grid = parse_settings(args.set, lists), parse_grid(args.grid, lists)
+    varied = [nested({key: value}) for key, choices in grid.items() for value in choices]
+    # the entries of an object (lambda) may be columns of the meta table, which is read only for them
+    objects = any(isinstance(value, Mapping) for block in (inherited, values, *varied) for value in block.values())
+    columns = label_columns(place, args.c) if objects else {}
+    check_values(inherited, f"the '{BLOCK}' block that configuration '{args.c}' has in {place.path}", columns)
+    check_values(values, "--set", columns)
+    for block in varied:
+        check_values(block, "--grid", columns)
+    return values, grid
+
+
+def label_columns(place: Place, configuration: str) -> dict[str, str | None]:
+    """Return column of the meta table -> why it cannot be a label, or None if it can."""
+    from nnunet_semicon.data.meta import training_table
+
+    table = training_table(place.raw, place.preprocessed, all_cases(place, configuration))
+    return {name: table.why_no_label(name) for name in table.columns}
+
+
+def variants_of(
+    name: str, values: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int] | None
+) -> dict[str, dict[str, Any]]:
+    """Return configuration name -> settings: one for every cell of the grid and every seed.
+
+    Args:
+        name: what ``--name`` gives; alone it names a single configuration.
+        values: settings that all have in common.
+        grid: dotted key -> values, see :func:`parse_grid`.
+        seeds: None for configurations without a seed of their own.
+
+    Raises:
+        UserError: too many of them, or two with the same name.
+    """
+    from nnunet_semicon.configuration.plans import deep_merge
+
+    number = math.prod(map(len, grid.values())) * (1 if seeds is None else len(seeds))
+    if number > MOST_CONFIGURATIONS:
+        raise UserError(
+            f"the grid would give {number} configurations, expected at most {MOST_CONFIGURATIONS}: use fewer values"
+        )
+    variants: dict[str, dict[str, Any]] = {}
+    for cell in product(*grid.values()):
+        chosen = dict(zip(grid, cell, strict=True))
+        cell_name = "_".join([name, *(f"{key.replace('.', '-')}{_in_name(value)}" for key, value in chosen.items())])
+        settings = deep_merge(values, nested(chosen))
+        of_seeds = {cell_name: settings}
+        if seeds is not None:
+            of_seeds = {f"{cell_name}_s{seed}": {**settings, "seed": seed} for seed in seeds}
+        double = next((variant for variant in of_seeds if variant in variants), None)
+        if double is not None:
+            raise UserError(f"two cells of the grid would be named '{double}': leave out one of the values")
+        variants |= of_seeds
+    return variants
+
+
+def _in_name(value: Any) -> str:
+    """Return a value as part of a folder name."""
+    if isinstance(value, list):
+        return "-".join(map(_in_name, value))
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).rstrip("-")
+
+
+def refuse_replacing(names: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise the sentence that says how existing configurations differ from the new ones."""
+    from nnunet_semicon.configuration.plans import differences
+
+    name = names[0]
+    more = f", and so have {listing(names[1:])}" if names[1:] else ""
+    raise UserError(
+        f"configuration '{name}' already exists with other values ({'; '.join(differences(old[name], new[name]))})"
+        f"{more}: choose another --name, or replace with --force"
+    )
+
+
+def train_command(args: argparse.Namespace, name: str) -> str:
+    """Return the line that trains a configuration."""
+    words = ["nnUNetv2_train", args.d, name, "0", "-tr", args.tr or DEFAULT_TRAINER]
+    if args.p != DEFAULT_PLANS:
+        words += ["-p", args.p]
+    if args.device is not None:
+        words += ["-device", args.device]
+    return shlex.join(words)
+
+
+def print_notes(
+    args: argparse.Namespace,
+    place: Place,
+    trainer: Any,
+    settings: Mapping[str, Any],
+    changed: Sequence[str],
+    replaced: Sequence[str],
+) -> None:
+    """Say what is easily overlooked: keys the trainer does not use, copies in children, results of earlier values."""
+    from nnunet_semicon import trainers
+    from nnunet_semicon.configuration.config import RunConfig, keys_of
+    from nnunet_semicon.configuration.plans import BATCH_SIZE, INHERITS
+
+    used = {BATCH_SIZE, *keys_of(RunConfig), *keys_of(trainer.method_class.Config)}
+    for key in settings:
+        others = [name for name in trainers.__all__ if key in keys_of(getattr(trainers, name).method_class.Config)]
+        if key not in used and others:
+            print(f"note: {trainer.__name__} has no '{key}', which is for {', '.join(others)}")
+    existing = place.configurations
+    children = [name for name in existing if existing[name].get(INHERITS) in replaced and name not in replaced]
+    if children:
+        print(f"note: {listing(children)} inherited from what was replaced and keeps the hyper-parameters it had")
+    for folder in result_folders(place, changed):
+        print(f"note: results of an earlier configuration of that name lie in {folder}: training would overwrite them")
+
+
+def result_folders(place: Place, names: Collection[str]) -> list[str]:
+    """Return the folders that hold results of configurations, of any trainer."""
+    root = os.environ.get("nnUNet_results", "")
+    base = os.path.join(root, place.dataset)
+    if not root or not os.path.isdir(base):
+        return []
+    wanted = {(place.plans["plans_name"], name) for name in names}
+    return [os.path.join(base, entry) for entry in sorted(os.listdir(base)) if tuple(entry.split("__")[1:]) in wanted]
+
+
+# --- list, delete, show ------------------------------------------------------------------------------------------
+
+
+def print_list(args: argparse.Namespace, place: Place) -> None:
+    """Print the configurations of ours with what they set."""
+    from nnunet_semicon.cli.tables import aligned
+    from nnunet_semicon.configuration.plans import our_configurations
+
+    names = our_configurations(place.configurations)
+    if names:
+        rows = [describe(name, place.configurations[name]) for name in names]
+        print(aligned([["configuration", "inherits from", "sets"], *rows]))
+        return
+    print(
+        f"{args.p}.json of {place.dataset} has no configuration of ours, only nnU-Net's own "
+        f"({', '.join(place.configurations)}); add one: semicon configure -d {args.d} -c CONFIGURATION --name NAME "
+        "--set KEY=VALUE"
+    )
+
+
+def describe(name: str, configuration: Mapping[str, Any]) -> list[str]:
+    """Return name, parent and settings (as ``--set`` takes them) of one of our configurations."""
+    from nnunet_semicon.cli.trainers import in_words
+    from nnunet_semicon.configuration.plans import INHERITS, values_of
+
+    return [name, configuration[INHERITS], in_words(values_of(configuration)) or "nothing"]
+
+
+def delete(args: argparse.Namespace, place: Place) -> None:
+    """Remove configurations of ours from the plans file; data and results stay."""
+    from nnunet_semicon.cli.tables import aligned
+    from nnunet_semicon.configuration.plans import remove_configurations, select_ours, write_plans
+
+    names = select_ours(place.plans, args.delete)
+    write_plans(remove_configurations(place.plans, names), place.path)
+    print(f"deleted from {args.p}.json of {place.dataset}:")
+    print(aligned([describe(name, place.configurations[name]) for name in names], indent="  "))
+    for folder in result_folders(place, names):
+        print(f"note: results still lie in {folder}")
+
+
+def show(args: argparse.Namespace, place: Place) -> None:
+    """Print every hyper-parameter that a run would have, with its reason; nothing is written."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_semicon.cli.trainers import find_trainer
+    from nnunet_semicon.configuration.config import BLOCK
+    from nnunet_semicon.configuration.plans import add_configuration, refuse_cascade
+    from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
+    from nnunet_semicon.data.meta import training_table
+
+    trainer = find_trainer(args.tr or DEFAULT_TRAINER)
+    device = args.device or DEFAULT_DEVICE
+    values, _ = read_values(args, place)
+    refuse_cascade(place.configurations, args.c)
+    plans, name, title = place.plans, args.c, args.c
+    if values or args.name is not None:
+        name = args.name or f"{args.c}-preview"  # in memory only
+        title = args.name or f"{args.c} with {' '.join(args.set)}"
+        plans = add_configuration(plans, name, args.c, values)
+    configuration = PlansManager(plans).get_configuration(name).configuration
+    meta = None
+    if trainer.method_class.needs.meta:
+        meta = training_table(place.raw, place.preprocessed, all_cases(place, args.c))
+    where = f"the '{BLOCK}' block of configuration '{title}' ({args.p}.json)"
+    fingerprint = read_fingerprint(place.preprocessed)
+    resolved = resolve_run(configuration, plans, fingerprint, meta, trainer.method_class, device, where)
+    print(f"{trainer.__name__} on {place.dataset}, configuration {title}, device {device}:")
+    print(as_table(resolved.settings))
+    print("This is what would run. Nothing was written.")
+
+
+def all_cases(place: Place, configuration: str) -> list[str]:
+    """Return every scan that a run could see: those with a label and those of ``imagesUn``, sorted."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_semicon.data.splits import labeled_cases
+    from nnunet_semicon.data.unlabeled import require_preprocessed, scan_images_un
+
+    labeled = labeled_cases(place.raw, place.preprocessed)  # after this, dataset.json is known to be legible
+    base = place.raw if os.path.isdir(place.raw) else place.preprocessed
+    with open(os.path.join(base, "dataset.json"), encoding="utf-8") as file:
+        description = json.load(file)
+    if os.path.isdir(place.raw):
+        unlabeled = list(scan_images_un(place.raw, description))
+    else:  # then the manifest of what was preprocessed lists them
+        plans = PlansManager(place.plans)
+        unlabeled = require_preprocessed(place.raw, place.preprocessed, plans, configuration, description)
+    return sorted({*labeled, *unlabeled})
+
+
+# --- what is allowed ---------------------------------------------------------------------------------------------
+
+
+def config_classes() -> list[type]:
+    """Return the config dataclasses of the run and of every method in the catalogue."""
+    from nnunet_semicon import trainers
+    from nnunet_semicon.configuration.config import RunConfig
+
+    return [RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)]
+
+
+def list_settings(classes: Iterable[type]) -> set[str]:
+    """Return the keys of config dataclasses whose value is a list."""
+    from nnunet_semicon.configuration.config import default_of, keys_of
+
+    return {key for c in classes for key, f in keys_of(c).items() if isinstance(default_of(f), list | tuple)}
+
+
+def check_values(settings: Mapping[str, Any], where: str, columns: Mapping[str, str | None]) -> None:
+    """Refuse keys that no trainer knows, values of the wrong type and values outside their documented range.
+
+    Args:
+        settings: as in a ``semicon`` block; nnU-Net's own ``batch_size`` too.
+        where: where they come from, for messages.
+        columns: see :func:`label_columns`.
+    """
+    from nnunet_semicon.configuration.config import check_keys, resolve
+    from nnunet_semicon.configuration.plans import BATCH_SIZE
+    from nnunet_semicon.training.semi_trainer import known_keys
+
+    check_keys(settings, {*known_keys(), BATCH_SIZE}, where)
     batch_size = settings.get(BATCH_SIZE, 1)
     if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UserError(f"'batch_size' in --set is {batch_size!r}, expected a whole number of at least 1")
-    for config in (RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)):
-        resolve(config, settings, "--set")
-
-
-def parse_settings(assignments: list[str]) -> dict[str, Any]:
-    """Return key -> value of ``key=value`` words; ``a.b=1`` becomes ``{"a": {"b": 1}}``, values are JSON or text."""
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
-        if not key or not equals or not text:
-            raise UserError(f"'{assignment}' after --set is not KEY=VALUE, e.g. temperature=0.1")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        outer, dot, inner = key.partition(".")
-        if dot:
-            values.setdefault(outer, {})[inner] = value
-        else:
-            values[key] = value
-    return values
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of ``0,1,2``."""
-    try:
-        seeds = [int(word) for word in text.split(",")]
-    except ValueError:
-        raise UserError(f"--seeds is '{text}', expected whole numbers such as 0,1,2") from None
-    if any(seed < 0 for seed in seeds):
-        raise UserError(f"--seeds is '{text}', expected numbers of at least 0")
-    return seeds
+        raise UserError(f"'batch_size' in {where} is {batch_size!r}, expected a whole number of at least 1")
+    for config in config_classes():
+        resolve(config, settings, where, columns)

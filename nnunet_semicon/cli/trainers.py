@@ -1,0 +1,125 @@
+"""``semicon trainers``: every trainer with one line, what it needs and what it costs."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import Field
+from typing import TYPE_CHECKING, Any
+
+from nnunet_semicon.cli.tables import aligned
+from nnunet_semicon.errors import UserError, listing, nearest
+
+if TYPE_CHECKING:
+    from nnunet_semicon.methods.base import Needs
+    from nnunet_semicon.training.semi_trainer import SemiTrainer
+
+EXAMPLE = """example:
+  semicon trainers
+  semicon trainers --long nnUNetTrainerSPCon       # its hyper-parameters"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("--long", metavar="TRAINER", help="all hyper-parameters of one trainer")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the catalogue, or the hyper-parameters of one trainer."""
+    from nnunet_semicon import trainers
+
+    if args.long is not None:
+        print(hyper_parameters(args.long))
+        return 0
+    print("\n\n".join(summary(name) for name in trainers.__all__))
+    print("\nHyper-parameters of one of them: semicon trainers --long TRAINER. Use: nnUNetv2_train ... -tr TRAINER")
+    return 0
+
+
+def find_trainer(name: str) -> "type[SemiTrainer]":
+    """Return a trainer of the catalogue.
+
+    Raises:
+        UserError: there is none of that name; says the nearest.
+    """
+    from nnunet_semicon import trainers
+
+    if name not in trainers.__all__:
+        raise UserError(
+            f"no trainer '{name}' in this package{nearest(name, trainers.__all__)}; "
+            f"known are {listing(trainers.__all__, at_most=99)}"
+        )
+    trainer: type[SemiTrainer] = getattr(trainers, name)
+    return trainer
+
+
+def summary(name: str) -> str:
+    """Return what a trainer does, needs and costs, in a few lines."""
+    trainer = find_trainer(name)
+    method = trainer.method_class
+    rows = [
+        ["does", (trainer.__doc__ or "").strip().splitlines()[0]],
+        ["needs", what_it_needs(method.needs)],
+        ["rows", how_rows_are_spent(method.needs)],
+        ["costs", f"beyond stock nnU-Net: {method.cost}"],
+    ]
+    return f"{name}\n{aligned(rows, indent='  ')}"
+
+
+def what_it_needs(needs: "Needs") -> str:
+    """Return the data that a method asks for, in words."""
+    parts = [] if needs.stage == "pretrain" else ["labeled scans"]
+    if needs.views:
+        parts.append("unlabeled scans (without any, the training scans)")
+    if needs.meta:
+        parts.append("meta-labels (position and patient are always there; more: semicon meta)")
+    return ", ".join(parts)
+
+
+def how_rows_are_spent(needs: "Needs") -> str:
+    """Return what the rows of the planned batch size are, in words."""
+    if needs.student_views == 0:
+        return "all labeled"
+    views = "1 view" if needs.student_views == 1 else f"{needs.student_views} views"
+    return f"half of them labeled (labeled_per_step), the rest {views} of each unlabeled image"
+
+
+def hyper_parameters(name: str) -> str:
+    """Return every hyper-parameter of a trainer: default, range or choices, meaning, source."""
+    from nnunet_semicon.configuration.config import RunConfig, keys_of
+
+    method = find_trainer(name).method_class
+    head = ["key", "default", "allowed", "meaning", "source"]
+    rows = [head, *(_row(key, f) for key, f in {**keys_of(method.Config), **keys_of(RunConfig)}.items())]
+    rows.append(["batch_size", "planned", "at least 1", "rows per step (nnU-Net's own key)", "nnU-Net"])
+    return f"{summary(name)}\n\n{aligned(rows)}\n\nSet them with `semicon configure --set KEY=VALUE`."
+
+
+def _row(key: str, config_field: "Field[Any]") -> list[str]:
+    from nnunet_semicon.configuration.config import default_of
+
+    metadata = config_field.metadata
+    return [key, in_words(default_of(config_field)), allowed(config_field), metadata["help"], metadata["source"]]
+
+
+def allowed(config_field: "Field[Any]") -> str:
+    """Return the range or the choices of a setting, in words."""
+    from nnunet_semicon.configuration.config import default_of
+
+    low, high, choices = (config_field.metadata[key] for key in ("low", "high", "choices"))
+    if choices:
+        return ", ".join(choices)
+    if isinstance(default_of(config_field), bool):
+        return "true, false"
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if low is not None:
+        return f"at least {low:g}"
+    return "any" if high is None else f"at most {high:g}"
+
+
+def in_words(value: Any) -> str:
+    """Return a value as ``--set`` takes it; an object as ``key=value`` words."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={in_words(inner)}" for key, inner in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
