@@ -14,7 +14,20 @@ from statistics import mean, stdev
 from typing import Any
 
 from provenance import REPOSITORY
-from run_hippocampus import BATCH_SIZE, CONTROLS, FOLD, LABELED_PER_STEP, METHODS, ROWS, SEEDS, Cell, Row
+from run_acdc_labels import FILE as ACDC_LABELS
+from run_hippocampus import (
+    BATCH_SIZE,
+    CONTROLS,
+    FOLD,
+    LABELED_PER_STEP,
+    METHODS,
+    ROWS,
+    SEEDS,
+    SP_CON,
+    VARIANTS,
+    Cell,
+    Row,
+)
 
 from nnunet_semicon.errors import UserError
 
@@ -51,24 +64,24 @@ def title(row: Row) -> str:
     """Name of a row in the table; both controls are marked."""
     if row in CONTROLS:
         return f"**control, {row.labeled} labeled rows** (`{row.trainer}`)"
-    return f"`{row.trainer}`"
+    return f"`{row.trainer}`" + (f", {row.variant} only" if row.variant else "")
 
 
 # --- docs/results.md -----------------------------------------------------------------------------------------------
 
 
-def read_rows(folder: Path) -> list[Measured]:
-    """Return the runs of every row of the table.
+def read_rows(folder: Path, rows: Sequence[Row]) -> list[Measured]:
+    """Return the runs of the given rows.
 
     Raises:
         UserError: two runs were not made under the same protocol.
     """
-    rows = []
-    for row in ROWS:
+    found = []
+    for row in rows:
         files = [folder / f"{Cell(row, '2d', seed).name}.json" for seed in SEEDS]
-        rows.append(Measured(row, [json.loads(file.read_text()) for file in files if file.is_file()]))
-    _check_same_protocol([run for measured in rows for run in measured.runs], folder)
-    return rows
+        found.append(Measured(row, [json.loads(file.read_text()) for file in files if file.is_file()]))
+    _check_same_protocol([run for measured in found for run in measured.runs], folder)
+    return found
 
 
 def _check_same_protocol(runs: Sequence[dict[str, Any]], folder: Path) -> None:
@@ -89,7 +102,8 @@ def _check_same_protocol(runs: Sequence[dict[str, Any]], folder: Path) -> None:
 
 def results_page(results: Path) -> str:
     """Return docs/results.md for the JSON files below ``results``."""
-    rows = read_rows(results / CELLS)
+    rows = read_rows(results / CELLS, ROWS)
+    labels = read_rows(results / CELLS, (SP_CON, *VARIANTS))
     benchmark_file = results / BENCHMARK
     benchmark = json.loads(benchmark_file.read_text()) if benchmark_file.is_file() else None
     runs = [run for measured in rows for run in measured.runs]
@@ -104,6 +118,14 @@ def results_page(results: Path) -> str:
     ]
     if runs:
         parts += ["### Every run", runs_table(runs)]
+    parts += [
+        "## Which meta-label does it? SP-Con, Hippocampus, fold 2",
+        "The protocol of the table above; the first row is its last one, with position and patient.",
+        results_table(labels, benchmark),
+        what_is_missing(labels, benchmark),
+        "## Position, patient and phase: SP-Con on ACDC at half resolution",
+        acdc_labels(results / ACDC_LABELS),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -232,6 +254,31 @@ def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None) 
     missing = f"{absent} of {total} runs of this table are not made." if absent else f"All {total} runs are made."
     block = "\n".join([*commands, PAGES_COMMAND])
     return f"{missing} What is missing is filled by:\n\n```bash\n{block}\n```"
+
+
+def acdc_labels(file: Path) -> str:
+    """Return what a short run shows of every meta-label: no Dice, only that its term is learned."""
+    command = "python scripts/run_acdc_labels.py -d 027"
+    if not file.is_file():
+        return f"{NOT_RUN}; it is made by:\n\n```bash\n{command}\n{PAGES_COMMAND}\n```"
+    run = json.loads(file.read_text())
+    settings = {key: entry["value"] for key, entry in run["semicon_config"]["settings"].items()}
+    labels = list(settings["lambda"])
+    header = ["epoch", "gamma", *(f"{what}, {label}" for label in labels for what in ("pair loss", "weight"))]
+    lines = []
+    for row in run["epochs"]:
+        of_labels = (number(row[f"{what}_{label}"]) for label in labels for what in ("pair_loss", "weight"))
+        lines.append([str(row["epoch"]), f"{row['gamma']:.1f}", *of_labels])
+    first, last = run["epochs"][0], run["epochs"][-1]
+    fallen = [label for label in labels if last[f"pair_loss_{label}"] < first[f"pair_loss_{label}"]]
+    says = f"The pair loss of {', '.join(fallen) or 'no label'} is lower in the last epoch than in the first."
+    return (
+        f"Means over the positive pairs of an epoch: loss l of a pair and its self-paced weight w. {says} A Dice of so "
+        f"short a run would mean nothing; numbers need a GPU.\n\n{markdown_table(header, lines)}\n\n"
+        f"`{run['dataset']}`, fold {run['fold']}, batch size {settings['batch_size']}, "
+        f"{settings['num_epochs']} epochs of {settings['num_iterations_per_epoch']} steps, seed {settings['seed']}; "
+        f"{run['device_name']}, {run['date'][:10]}, commit {run['commit']}; made by `{command}`."
+    )
 
 
 def runs_table(runs: Sequence[dict[str, Any]]) -> str:

@@ -42,26 +42,36 @@ class Row:
     Attributes:
         trainer: name for ``-tr``.
         labeled: labeled images per step.
+        variant: what it changes, as part of the configuration's name; empty: nothing.
+        changes: what it changes, for ``semicon configure --set``.
     """
 
     trainer: str
     labeled: int
+    variant: str = ""
+    changes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of the configuration after that of its parent, without the seed."""
-        return "short_full" if self.labeled == BATCH_SIZE else "short"
+        return "_".join(["short", *["full"] * (self.labeled == BATCH_SIZE), *[self.variant] * bool(self.variant)])
 
     @property
     def settings(self) -> tuple[str, ...]:
         """What ``semicon configure --set`` gets; without ``labeled_per_step`` the control takes all rows."""
         share = () if self.labeled == BATCH_SIZE else (f"labeled_per_step={self.labeled}",)
-        return (f"batch_size={BATCH_SIZE}", *share, *LENGTH)
+        return (f"batch_size={BATCH_SIZE}", *share, *LENGTH, *self.changes)
 
 
 # what the user would have run, and the same number of labeled images as the methods get
 CONTROLS = (Row(CONTROL, BATCH_SIZE), Row(CONTROL, LABELED_PER_STEP))
 METHODS = (Row("nnUNetTrainerMeanTeacher", LABELED_PER_STEP), Row("nnUNetTrainerSPCon", LABELED_PER_STEP))
+SP_CON = METHODS[-1]
+# which meta-label does it? ``SP_CON`` has both
+VARIANTS = (
+    Row(SP_CON.trainer, LABELED_PER_STEP, "position", ("lambda.patient=0",)),
+    Row(SP_CON.trainer, LABELED_PER_STEP, "patient", ("lambda.position=0",)),
+)
 ROWS = (*CONTROLS, *METHODS)
 
 
@@ -320,8 +330,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def selected(parent: str, seeds: Sequence[int], only: Sequence[str]) -> list[Cell]:
-    """Return the wanted cells, all rows of the first seed first."""
-    cells = [Cell(row, parent, seed) for seed in seeds for row in ROWS]
+    """Return the wanted cells, all rows of the first seed first, then the variants."""
+    cells = [Cell(row, parent, seed) for rows in (ROWS, VARIANTS) for seed in seeds for row in rows]
     for text in only:
         if not any(text in cell.name for cell in cells):
             raise UserError(f"--only {text} fits no cell; cells are {', '.join(cell.name for cell in cells)}")

@@ -98,7 +98,7 @@ def write_benchmark(results: Path) -> None:
 
 
 def line_of(page: str, *texts: str) -> str:
-    (line,) = [line for line in page.splitlines() if all(text in line for text in texts)]
+    (line,) = {line for line in page.splitlines() if all(text in line for text in texts)}
     return line
 
 
@@ -111,10 +111,11 @@ def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
 
 def test_without_measurements_every_cell_is_not_run(tmp_path):
     page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
-    rows = [line for line in page.splitlines() if line.startswith("|")][2:]
-    assert len(rows) == 4
+    rows = [line for line in page.splitlines() if "not run |" in line]
+    assert len(rows) == 4 + 3
     for row in rows:
         assert row.count("not run") == 5
+    assert "python scripts/run_acdc_labels.py -d 027" in page
     assert "12 of 12 runs of this table are not made" in page
     assert "beats" not in page.split("performance.md)")[1]
     assert "No benchmark is run yet" in performance
@@ -152,6 +153,39 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     assert "python scripts/run_hippocampus.py -d 004 -c 2d --fold 2\n" in page
     assert "4 labeled, 171 unlabeled, 25 validation scans; 1500 iterations" in page
     assert "| 800 | 720 to 880 | 1.60x | 800 | 1250 | 1.39x |" in line_of(performance, f"`{SP_CON}`")
+
+
+def test_curves_of_meta_labels_say_which_are_learned(tmp_path):
+    results = tmp_path / "results"
+    results.mkdir()
+    rows = [
+        {"epoch": e, "gamma": 2.0 + e, "pair_loss_a": 3.0 - e, "weight_a": 0.1, "pair_loss_b": 3.0 + e, "weight_b": 0.2}
+        for e in range(2)
+    ]
+    settings = {"lambda": {"a": 1, "b": 1}, "batch_size": 4, "num_epochs": 2, "num_iterations_per_epoch": 3, "seed": 0}
+    content = {
+        "dataset": "Dataset027_ACDC",
+        "fold": 0,
+        "epochs": rows,
+        "device_name": "some processor",
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789ab",
+        "semicon_config": {"settings": {key: {"value": value} for key, value in settings.items()}},
+    }
+    write_json(results / "acdc_half_labels.json", content)
+    page, _ = make_pages(results, tmp_path / "docs")
+    assert "The pair loss of a is lower in the last epoch" in page
+    assert "| 1 | 3.0 | 2.000 | 0.100 | 4.000 | 0.200 |" in page
+
+
+def test_the_acdc_run_prints_its_commands(tmp_path):
+    done = script("run_acdc_labels.py", "--dry-run")
+    assert [line.split()[1] for line in done.stdout.splitlines()] == [
+        "nnUNetv2_plan_experiment",
+        "nnUNetv2_preprocess",
+        "semicon",
+        "nnUNetv2_train",
+    ]
 
 
 def test_a_method_that_is_worse_is_reported_so(tmp_path):
@@ -197,12 +231,15 @@ def test_a_dry_run_prints_the_commands_of_all_cells_seed_by_seed(prepared, tmp_p
     ]
     rows = [(CONTROL, "2d_short_full"), (CONTROL, "2d_short"), (MEAN_TEACHER, "2d_short"), (SP_CON, "2d_short")]
     assert [command for command in commands if command.startswith("nnUNetv2_train")] == [
-        f"nnUNetv2_train 901 {name}_s{seed} 0 -tr {trainer} -device cpu" for seed in range(3) for trainer, name in rows
+        f"nnUNetv2_train 901 {name}_s{seed} 0 -tr {trainer} -device cpu"
+        for part in (rows, [(SP_CON, "2d_short_position"), (SP_CON, "2d_short_patient")])
+        for seed in range(3)
+        for trainer, name in part
     ]
-    predicted = f"TEMPORARY/{SP_CON}__2d_short_s2"
+    predicted = f"TEMPORARY/{SP_CON}__2d_short_patient_s2"
     assert commands[-2:] == [
-        f"nnUNetv2_predict -d 901 -c 2d_short_s2 -f 0 -tr {SP_CON} -i TEMPORARY/images -o {predicted} -device cpu "
-        "-npp 1 -nps 1",
+        f"nnUNetv2_predict -d 901 -c 2d_short_patient_s2 -f 0 -tr {SP_CON} -i TEMPORARY/images -o {predicted} "
+        "-device cpu -npp 1 -nps 1",
         f"nnUNetv2_evaluate_folder TEMPORARY/labels {predicted} -djfile {predicted}/dataset.json "
         f"-pfile {predicted}/plans.json -np 1",
     ]
@@ -211,7 +248,7 @@ def test_a_dry_run_prints_the_commands_of_all_cells_seed_by_seed(prepared, tmp_p
 
 def test_finished_cells_are_skipped_and_cells_can_be_chosen(prepared, tmp_path):
     (tmp_path / f"{SP_CON}__2d_short_s0.json").write_text("{}")
-    commands = commands_of(dry_run(prepared, tmp_path, "--only", "SPCon"))
+    commands = commands_of(dry_run(prepared, tmp_path, "--only", "SPCon__2d_short_s"))
     trained = [command.split()[2] for command in commands if command.startswith("nnUNetv2_train")]
     assert trained == ["2d_short_s1", "2d_short_s2"]
     done = dry_run(prepared, tmp_path, "--only", "SPCom")
