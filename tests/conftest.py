@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,10 @@ def prepared(tiny, tmp_path_factory) -> Tiny:
 
 
 @pytest.fixture
-def training(prepared, monkeypatch, tmp_path) -> Tiny:
-    """``prepared`` in this process's environment, with a results folder of this test's own."""
+def training(prepared, monkeypatch, tmp_path) -> Iterator[Tiny]:
+    """``prepared`` in this process's environment, with results and added configurations of this test's own."""
     prepared.use(monkeypatch)
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
-    return prepared
+    plans = prepared.plans_file.read_bytes()
+    yield prepared
+    prepared.plans_file.write_bytes(plans)
