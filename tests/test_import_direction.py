@@ -60,6 +60,7 @@ TABLE = {
         libraries={"batchgenerators", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),
+    "demo": Rule(libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
     "evaluation": Rule(libraries={"nnunetv2", "numpy", "scipy"}),
     "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),
 }

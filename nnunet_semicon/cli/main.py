@@ -14,10 +14,13 @@ from nnunet_semicon.errors import UserError
 
 # name -> (group, one line); the module is nnunet_semicon.cli.<name>
 COMMANDS = {
+    "demo": ("start", "run the whole chain on synthetic scans: six minutes on two CPU cores, every command is shown"),
     "doctor": ("start", "check the installation and, with -d, a dataset; every problem comes with its remedy"),
     "preprocess": ("data", "preprocess the unlabeled scans in imagesUn/ with the plans of the labeled ones"),
     "split": ("data", "write splits_final.json with few labeled and many unlabeled cases per fold"),
+    "meta": ("data", "print and write the meta table: patient, phase, any column of yours; --figure draws examples"),
     "configure": ("train", "add a configuration with other hyper-parameters to the plans file"),
+    "trainers": ("train", "list the trainers: what each of them does, needs and costs"),
     "export": ("results", "copy a trained model so that a machine without this package can predict with it"),
 }
 
