@@ -1,5 +1,6 @@
 """``semicon export``: what it writes, and the mistakes it answers with one sentence."""
 
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -103,6 +104,30 @@ def test_an_existing_target_is_kept(export, tmp_path, capsys):
     assert export("--weights", "teacher") == 1
     assert_sentence(capsys.readouterr().err, str(tmp_path / "out" / EXPORTED), "exists", "another -o")
     assert differing(before, exported(tmp_path)["network_weights"]) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "parts"),
+    [
+        (
+            "checkpoint_final.pth",
+            lambda path: path.write_bytes(path.read_bytes()[:5000]),
+            ["cannot be read", "damaged"],
+        ),
+        ("progress.png", Path.unlink, ["cannot be copied (No such file or directory)"]),
+    ],
+)
+def test_a_damaged_result_is_one_sentence_and_leaves_nothing_behind(
+    trained, export, tmp_path, capsys, monkeypatch, file, damage, parts
+):
+    copy = tmp_path / "results"
+    shutil.copytree(trained.results, copy)
+    monkeypatch.setenv("nnUNet_results", str(copy))
+    damaged = copy / "Dataset901_Tiny" / f"{SPCON}__nnUNetPlans__2d_short" / "fold_0" / file
+    damage(damaged)
+    assert export() == 1
+    assert_sentence(capsys.readouterr().err, str(damaged), *parts)
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
 
 
 def test_a_file_is_no_target(export, tmp_path, capsys):

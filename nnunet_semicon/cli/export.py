@@ -31,11 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the copy and print how to predict with it."""
-    import torch
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     from nnunet_semicon.cli.common import dataset_name, results_folder
-    from nnunet_semicon.training.checkpoint import STOCK_TRAINER, exported
+    from nnunet_semicon.training.checkpoint import STOCK_TRAINER
 
     results_folder()
     name = dataset_name(args.d)
@@ -49,29 +48,50 @@ def run(args: argparse.Namespace) -> int:
 
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for fold, path in checkpoints.items():
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
-        try:
-            content = exported(checkpoint, args.weights)
-        except KeyError:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(f"{path} ({args.tr}) has no teacher: use --weights student") from None
-        folder = partial / f"fold_{fold}"
-        (folder / "validation").mkdir(parents=True)
-        torch.save(content, folder / "checkpoint_final.pth")
-        shutil.copyfile(path.parent / "progress.png", folder / "progress.png")
-        summary = path.parent / "validation" / "summary.json"
-        if args.weights == "student" and summary.is_file():
-            shutil.copyfile(summary, folder / "validation" / "summary.json")
-        else:
-            (folder / "validation" / "summary.json").write_text(json.dumps(NOT_VALIDATED))
-    for file in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
-        shutil.copyfile(source / file, partial / file)
-    os.replace(partial, target)
+    try:
+        for fold, path in checkpoints.items():
+            _export_fold(path, partial / f"fold_{fold}", args)
+        for file in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+            shutil.copyfile(source / file, partial / file)
+        os.replace(partial, target)
+    except OSError as error:
+        raise UserError(
+            f"{error.filename} cannot be copied ({error.strerror}): expected what nnU-Net writes beside a checkpoint, "
+            "and a folder -o that can be written"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     folds = " ".join(args.f)
     print(f"{args.weights} of {args.tr}, folds {folds}, exported to {target}. Predict without this package:")
     print(f"  nnUNet_results={args.o} nnUNetv2_predict -d {args.d} -c {args.c} -p {args.p} -f {folds} -i IN -o OUT")
     return 0
+
+
+def _export_fold(path: Path, folder: Path, args: argparse.Namespace) -> None:
+    """Write checkpoint, progress figure and validation summary of one fold to ``folder``."""
+    import torch
+
+    from nnunet_semicon.training.checkpoint import exported
+
+    (folder / "validation").mkdir(parents=True)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # whatever unpickling a damaged file raises
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}): it is damaged or no checkpoint; copy it again, or "
+            "export another one with --checkpoint"
+        ) from None
+    try:
+        content = exported(checkpoint, args.weights)
+    except KeyError:
+        raise UserError(f"{path} ({args.tr}) has no teacher: use --weights student") from None
+    torch.save(content, folder / "checkpoint_final.pth")
+    shutil.copyfile(path.parent / "progress.png", folder / "progress.png")
+    summary = path.parent / "validation" / "summary.json"
+    if args.weights == "student" and summary.is_file():
+        shutil.copyfile(summary, folder / "validation" / "summary.json")
+    else:
+        (folder / "validation" / "summary.json").write_text(json.dumps(NOT_VALIDATED))
 
 
 def _find_checkpoint(source: Path, fold: str, name: str) -> Path:
