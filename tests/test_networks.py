@@ -77,18 +77,24 @@ def test_teacher_averages_parameters_and_copies_buffers():
 
 
 def test_teacher_of_nothing():
-    nothing = Projectors((), 4, 8)
+    nothing = Projectors((), 4, 2, 2, 8)
     teacher = EmaTeacher(nothing)
     teacher.update(nothing, 0.5)
     assert teacher(torch.rand(1, 4, 2, 2)) == {}
 
 
 def test_projectors_pool_every_dimension():
-    heads = Projectors(("position", "patient"), 4, 8)
-    flat = heads(torch.ones(3, 4, 5, 6))
-    assert {k: v.shape for k, v in flat.items()} == {"position": (3, 8), "patient": (3, 8)}
-    assert torch.equal(flat["patient"], heads(torch.ones(3, 4, 2, 3, 4))["patient"])
-    assert not torch.equal(flat["patient"], flat["position"])
+    names = ("position", "patient")
+    flat, deep = Projectors(names, 4, 2, 2, 8), Projectors(names, 4, 3, 2, 8)
+    for embeddings in (flat(torch.ones(3, 4, 5, 6)), deep(torch.ones(3, 4, 2, 3, 1))):
+        assert {k: v.shape for k, v in embeddings.items()} == {"position": (3, 8), "patient": (3, 8)}
+        assert not torch.equal(embeddings["patient"], embeddings["position"])
+
+
+def test_a_grid_of_one_is_the_global_average():
+    (head,) = Projectors(("position",), 4, 2, 1, 8).projectors.values()
+    features = torch.randn(3, 4, 5, 6)
+    torch.testing.assert_close(head(features), head.mlp(features.mean(dim=(2, 3))))
 
 
 def test_queue_is_first_in_first_out():

@@ -51,6 +51,7 @@ class BuildContext:
         derived: what :meth:`Method.derive` returned.
         has_regions: sigmoid heads instead of softmax.
         tap_channels: tap -> channels of its features.
+        spatial_dims: 2 or 3.
     """
 
     network: nn.Module
@@ -58,6 +59,7 @@ class BuildContext:
     derived: Mapping[str, Derived]
     has_regions: bool
     tap_channels: Mapping[str, int]
+    spatial_dims: int
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ L_MT: consistency with a mean teacher (supplement, eq. 3). L_SPcon^k: contrast o
 are a positive pair if they share meta-label k (slice position, patient), each pair weighted by how well the network
 already agrees with it (:mod:`nnunet_semicon.losses.self_paced`).
 
-Deviations: L_sup is nnU-Net's Dice + cross-entropy; scans x partitions are sampled in the joint stage too; where few
-embeddings fit in a step, contrast is also against a queue of teacher embeddings; gamma is updated every step. They are
-listed in docs/methods/sp_con.md.
+Deviations: L_sup is nnU-Net's Dice + cross-entropy; features are averaged over a grid and the projectors have an Adam
+of their own, because nnU-Net has instance normalization and SGD; scans x partitions are sampled in the joint stage
+too; where few embeddings fit in a step, contrast is also against a queue of teacher embeddings; gamma is updated every
+step. They are listed in docs/methods/sp_con.md.
 """
 
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import SET, Derived, Facts, gamma_range, label_weights, queue_size
@@ -65,6 +67,15 @@ class SPConConfig:
     gamma_end: float | None = setting(None, "self-paced threshold at the end; null: derived", low=0)
     gamma_exponent: float = setting(0.5, "p of the gamma schedule", low=0, source="supplement 4.5")
     queue_size: int | None = setting(None, "teacher embeddings kept per meta-label; null: derived, 0: none", low=0)
+    pool_grid: int = setting(
+        2,
+        "parts per axis that the bottleneck is averaged over; 1: the global average",
+        low=1,
+        source="ours; 1 in the paper",
+    )
+    head_lr: float = setting(
+        1e-3, "learning rate of the projectors' own optimizer (Adam)", low=0, source="ours; the paper has one RAdam"
+    )
     projection_dim: int = setting(256, "dimension of an embedding", low=1, source="supplement 3.2")
     ema_decay: float = setting(
         0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher; 0.999 in the paper"
@@ -92,7 +103,9 @@ class SPCon(Method):
 
         self.teacher = segmentation_teacher(build.network)
         self.teacher_taps = FeatureTaps(self.teacher.module, (BOTTLENECK,))
-        self.heads = Projectors(self.labels, build.tap_channels[BOTTLENECK], out=config.projection_dim)
+        self.heads = Projectors(
+            self.labels, build.tap_channels[BOTTLENECK], build.spatial_dims, config.pool_grid, config.projection_dim
+        )
         self.teacher_heads = EmaTeacher(self.heads)
         self.queues = nn.ModuleDict(
             {k: EmbeddingQueue(self.derived["queue_size"].value, config.projection_dim) for k in self.labels}
@@ -163,6 +176,13 @@ class SPCon(Method):
             self.queues[k].push(embeddings[k], batch.meta[k][batch.n_labeled :])
         if progress.step % PATIENCE == PATIENCE - 1:
             self._stop_without_negatives()
+
+    def optimizers(self) -> list[Optimizer]:
+        """Adam for the projectors: unlike those of SGD, its steps do not shrink with the weight of a term."""
+        if not self.labels:
+            return []
+        # the gradient of a weak label is smaller than Adam's usual eps
+        return [torch.optim.Adam(self.heads.parameters(), self.config.head_lr, eps=1e-12)]
 
     def _contrast(self, k: str, embeddings: Tensor, batch: TwoStreamBatch, gamma: float) -> SelfPaced:
         """L_SPcon^k of the student's embeddings, both views, against each other and the queue."""

@@ -3,24 +3,33 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
 
 class Projector(nn.Module):
-    """Global average pool, then a two-layer perceptron (SP-Con supplement, section 3.2).
+    """Average pool, then a two-layer perceptron (SP-Con supplement, section 3.2).
+
+    The paper pools globally, after batch normalization. nnU-Net normalizes every channel of every *image* to mean 0, so
+    its global averages are the same for all images but for a few percent; averages over parts of the image are not.
 
     Args:
         in_channels: channels of the tapped features.
+        spatial_dims: 2 or 3.
+        grid: parts per axis; 1 is the paper's global average.
         hidden: width of the hidden layer.
         out: dimension of the embedding.
     """
 
-    def __init__(self, in_channels: int, hidden: int = 256, out: int = 256) -> None:
+    def __init__(self, in_channels: int, spatial_dims: int, grid: int, hidden: int = 256, out: int = 256) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(in_channels, hidden), nn.LeakyReLU(0.01), nn.Linear(hidden, out))
+        self.grid = grid
+        pooled = in_channels * grid**spatial_dims
+        self.mlp = nn.Sequential(nn.Linear(pooled, hidden), nn.LeakyReLU(0.01), nn.Linear(hidden, out))
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, out), not normalized."""
-        embedding: Tensor = self.mlp(features.flatten(2).mean(dim=2))
+        pool = adaptive_avg_pool2d if features.dim() == 4 else adaptive_avg_pool3d
+        embedding: Tensor = self.mlp(pool(features, self.grid).flatten(1))
         return embedding
 
 
@@ -30,12 +39,14 @@ class Projectors(nn.Module):
     Args:
         names: of the meta-labels; none is allowed.
         in_channels: channels of the tapped features.
+        spatial_dims: 2 or 3.
+        grid: parts per axis that features are averaged over.
         out: dimension of an embedding.
     """
 
-    def __init__(self, names: Sequence[str], in_channels: int, out: int) -> None:
+    def __init__(self, names: Sequence[str], in_channels: int, spatial_dims: int, grid: int, out: int) -> None:
         super().__init__()
-        self.projectors = nn.ModuleDict({name: Projector(in_channels, out=out) for name in names})
+        self.projectors = nn.ModuleDict({k: Projector(in_channels, spatial_dims, grid, out=out) for k in names})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Map (B, C, *S) to meta-label -> (B, out)."""

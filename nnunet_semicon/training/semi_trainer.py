@@ -128,6 +128,7 @@ class SemiTrainer(nnUNetTrainer):
             derived=self.resolved.derived,
             has_regions=self.label_manager.has_regions,
             tap_channels={name: channels_at(network, name) for name in needs.taps},
+            spatial_dims=len(self.configuration_manager.patch_size),
         )
         self.method = self.method_class(self.resolved.config, build).to(self.device)
         self.taps = FeatureTaps(network, needs.taps)  # after the method copied its teachers, before the first forward

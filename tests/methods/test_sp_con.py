@@ -88,6 +88,34 @@ def test_contrast_without_negatives_stops_the_run(training, monkeypatch):
         step(trainer, batch)
 
 
+@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+def test_embeddings_of_different_images_differ(training, parent):
+    # after instance normalization, global averages are nearly the same for all images: contrast would teach nothing
+    spread = {}
+    for grid in (1, 2):
+        configure(training, f"{parent}_grid{grid}", f"{parent}_short", pool_grid=grid, seed=0)
+        trainer = started(NAME, f"{parent}_grid{grid}")
+        images = torch.cat([next(trainer.dataloader_train)["image"] for _ in range(4)])
+        with torch.no_grad():
+            trainer.plain_network(images)
+            z = trainer.method.heads(trainer.taps.take()["bottleneck"])["position"]
+        z = torch.nn.functional.normalize(z, dim=1)
+        spread[grid] = float(1 - (z @ z.T).mean())
+    assert spread[2] > 2 * spread[1]
+
+
+def test_projectors_learn_at_the_same_rate_whatever_the_weight_of_their_term(training):
+    configure(training, "weights", "2d_short", num_epochs=20, **{"lambda": {"position": 1.0, "patient": 1e-4}})
+    trainer = started(NAME, "weights")
+    heads = trainer.method.heads.projectors
+    before = {k: head.mlp[2].weight.detach().clone() for k, head in heads.items()}
+    for _ in range(3):
+        step(trainer)
+    moved = {k: float((head.mlp[2].weight.detach() - before[k]).abs().mean()) for k, head in heads.items()}
+    assert moved["patient"] == pytest.approx(moved["position"], rel=0.5)
+    assert trainer.optimizers[1].param_groups[0]["lr"] == trainer.method.config.head_lr
+
+
 def test_a_label_of_weight_zero_is_left_out(training):
     configure(training, "none", "2d_short", **{"lambda": {"position": 0.0, "patient": 0.0}})
     trainer = started(NAME, "none")
