@@ -7,6 +7,8 @@ import pytest
 import torch
 from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 
+from nnunet_semicon.methods.base import Method
+from nnunet_semicon.methods.sp_con import SPCon
 from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.schedule import FractionPolyLR
 from tests.harness import configure, make_trainer, prepare, run_until, scalars_of, started, step
@@ -56,11 +58,16 @@ def test_every_group_keeps_its_own_learning_rate():
     assert first.param_groups[0]["lr"] == 0.1
 
 
-def test_heads_are_trained_by_nnunets_optimizer_and_teachers_by_none(training):
+@pytest.mark.parametrize("own", [True, False])
+def test_heads_are_trained_by_exactly_one_optimizer_and_teachers_by_none(training, monkeypatch, own):
+    if not own:  # then nnU-Net's own optimizer takes what nobody else does
+        monkeypatch.setattr(SPCon, "optimizers", Method.optimizers)
     trainer = started(SPCON, "2d_short")
-    optimized = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert {id(p) for p in trainer.method.heads.parameters()} <= optimized
-    assert not {id(p) for p in trainer.method.teacher.parameters()} & optimized
+    optimized = [{id(p) for group in o.param_groups for p in group["params"]} for o in trainer.optimizers]
+    heads = {id(p) for p in trainer.method.heads.parameters()}
+    assert [heads <= ids for ids in optimized] == ([False, True] if own else [True])
+    assert sum(bool(heads & ids) for ids in optimized) == 1
+    assert not {id(p) for p in trainer.method.teacher.parameters()} & set().union(*optimized)
 
 
 def test_an_interrupted_save_leaves_the_old_checkpoint(training, monkeypatch):
