@@ -1,6 +1,7 @@
 """Rules of self-configuration, on trimmed plans of real and synthetic datasets; what a resumed run may change."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -120,9 +121,12 @@ def test_a_resumed_run_with_other_settings_is_refused_by_name(training, monkeypa
     trainer.save_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
 
     configure(training, "changed", "2d_short", temperature=0.2, save_every=7)
+    written = Path(trainer.output_folder, "semicon_config.json").read_text()
     resumed = make_trainer(SPCON, "changed", continue_training=True)
     with pytest.raises(SystemExit, match=r"temperature was 0.07 and is now 0.2.*configuration 'changed'"):
         resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
+
+    assert Path(trainer.output_folder, "semicon_config.json").read_text() == written
 
     configure(training, "changed", "2d_short", temperature=0.07, save_every=7)
     resumed = make_trainer(SPCON, "changed", continue_training=True)

@@ -8,6 +8,7 @@ from nnunet_semicon.data.sampler import draw_cases, draw_scans
 from nnunet_semicon.data.views import strong_intensity
 from nnunet_semicon.meta_labels.position import SliceAxis
 from tests.harness import configure, started
+from tests.tiny import read_json, write_json
 
 SPCON = "nnUNetTrainerSPCon"
 
@@ -95,6 +96,15 @@ def test_independent_geometry_moves_the_views_apart(training):
     assert all(torch.equal(v[0], v[1]) for v in shared)
     pipeline.shared_geometry = False
     assert any(not torch.equal(v[0], v[1]) for v in (pipeline(ramp, None) for _ in range(8)))
+
+
+def test_positions_are_counted_along_the_axis_that_the_plans_put_first(training):
+    # identity direction cosines: positions run along z as it is stored, against x
+    plans = read_json(training.plans_file)
+    for transpose, backward in (([0, 1, 2], False), ([2, 0, 1], True)):
+        write_json(training.plans_file, {**plans, "transpose_forward": transpose})
+        unlabeled = started(SPCON, "2d_short").dataloader_train.data_loader.unlabeled
+        assert unlabeled.pool.slice_axis(unlabeled.cases[0]).backward is backward
 
 
 def test_cutout_blanks_a_box_of_some_strong_views(training):

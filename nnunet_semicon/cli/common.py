@@ -2,7 +2,7 @@
 
 import os
 
-from nnunet_semicon.errors import UserError
+from nnunet_semicon.errors import UserError, nearest
 
 
 def _folder(variable: str) -> str:
@@ -45,3 +45,23 @@ def dataset_name(name_or_id: str) -> str:
             f"dataset '{name_or_id}' {what} below nnUNet_raw, nnUNet_preprocessed and nnUNet_results; expected an id "
             "such as 027 or a name such as Dataset027_ACDC (`semicon doctor` shows the folders)"
         ) from None
+
+
+def find_folders(name_or_id: str) -> tuple[str, str]:
+    """Return the raw and the preprocessed folder of a dataset; at least one of them exists.
+
+    The raw one is an empty path where ``nnUNet_raw`` is not set: a machine may hold the preprocessed data alone.
+
+    Raises:
+        UserError: There is no such dataset, or ``nnUNet_preprocessed`` is not set.
+    """
+    from nnunetv2.paths import nnUNet_raw
+
+    name, root = dataset_name(name_or_id), preprocessed_folder()
+    raw_root = nnUNet_raw.get()
+    raw, preprocessed = os.path.join(raw_root, name) if raw_root else "", os.path.join(root, name)
+    if not os.path.isdir(raw) and not os.path.isdir(preprocessed):
+        roots = [folder for folder in (root, raw_root) if folder and os.path.isdir(folder)]
+        known = sorted({entry for folder in roots for entry in os.listdir(folder)})
+        raise UserError(f"there is no dataset {name} in {' or '.join(roots)}{nearest(name, known)}")
+    return raw, preprocessed

@@ -155,7 +155,7 @@ def find_plans(args: argparse.Namespace) -> Place:
     Raises:
         UserError: it does not exist or is not a plans file.
     """
-    from nnunet_semicon.cli.split import find_folders
+    from nnunet_semicon.cli.common import find_folders
     from nnunet_semicon.configuration.plans import read_plans
 
     raw, preprocessed = find_folders(args.d)
@@ -218,7 +218,7 @@ def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any],
     varied = [nested({key: value}) for key, choices in grid.items() for value in choices]
     # the entries of an object (lambda) may be columns of the meta table, which is read only for them
     objects = any(isinstance(value, Mapping) for block in (inherited, values, *varied) for value in block.values())
-    columns = label_columns(place, args.c) if objects else {}
+    columns = label_columns(place) if objects else {}
     check_values(inherited, f"the '{BLOCK}' block that configuration '{args.c}' has in {place.path}", columns)
     check_values(values, "--set", columns)
     for block in varied:
@@ -226,12 +226,11 @@ def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any],
     return values, grid
 
 
-def label_columns(place: Place, configuration: str) -> dict[str, str | None]:
+def label_columns(place: Place) -> dict[str, str | None]:
     """Return column of the meta table -> why it cannot be a label, or None if it can."""
     from nnunet_semicon.data.meta import training_table
 
-    table = training_table(place.raw, place.preprocessed, all_cases(place, configuration))
-    return {name: table.why_no_label(name) for name in table.columns}
+    return training_table(place.raw, place.preprocessed, all_cases(place)).label_columns()
 
 
 def variants_of(
@@ -399,7 +398,7 @@ def show(args: argparse.Namespace, place: Place) -> None:
     configuration = PlansManager(plans).get_configuration(name).configuration
     meta = None
     if trainer.method_class.needs.meta:
-        meta = training_table(place.raw, place.preprocessed, all_cases(place, args.c))
+        meta = training_table(place.raw, place.preprocessed, all_cases(place))
     where = f"the '{BLOCK}' block of configuration '{title}' ({args.p}.json)"
     fingerprint = read_fingerprint(place.preprocessed)
     resolved = resolve_run(configuration, plans, fingerprint, meta, trainer.method_class, device, where)
@@ -408,23 +407,13 @@ def show(args: argparse.Namespace, place: Place) -> None:
     print("This is what would run. Nothing was written.")
 
 
-def all_cases(place: Place, configuration: str) -> list[str]:
+def all_cases(place: Place) -> list[str]:
     """Return every scan that a run could see: those with a label and those of ``imagesUn``, sorted."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+    from nnunet_semicon.cli.meta import unlabeled_cases
     from nnunet_semicon.data.splits import labeled_cases
-    from nnunet_semicon.data.unlabeled import require_preprocessed, scan_images_un
 
     labeled = labeled_cases(place.raw, place.preprocessed)  # after this, dataset.json is known to be legible
-    base = place.raw if os.path.isdir(place.raw) else place.preprocessed
-    with open(os.path.join(base, "dataset.json"), encoding="utf-8") as file:
-        description = json.load(file)
-    if os.path.isdir(place.raw):
-        unlabeled = list(scan_images_un(place.raw, description))
-    else:  # then the manifest of what was preprocessed lists them
-        plans = PlansManager(place.plans)
-        unlabeled = require_preprocessed(place.raw, place.preprocessed, plans, configuration, description)
-    return sorted({*labeled, *unlabeled})
+    return sorted({*labeled, *unlabeled_cases(place.raw, place.preprocessed)})
 
 
 # --- what is allowed ---------------------------------------------------------------------------------------------

@@ -397,10 +397,9 @@ class Dataset:
         from nnunet_semicon.data.meta import training_table
 
         try:
-            table = training_table(self.raw, self.preprocessed, self.all_cases)
+            return training_table(self.raw, self.preprocessed, self.all_cases).label_columns()
         except UserError:
             return {}
-        return {name: table.why_no_label(name) for name in table.columns}
 
     def preprocessed_cases(self, plans: "PlansManager", name: str) -> list[str]:
         """Return the labeled cases that are preprocessed for a configuration."""
@@ -424,7 +423,7 @@ def read_json(path: str) -> dict | None:
 
 def check_dataset(name_or_id: str) -> Iterator[Finding]:
     """Check what nnU-Net made of a dataset, its splits, unlabeled cases and meta-labels."""
-    from nnunet_semicon.cli.split import find_folders
+    from nnunet_semicon.cli.common import find_folders
 
     try:
         dataset = Dataset(name_or_id, *find_folders(name_or_id))
@@ -593,8 +592,7 @@ def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
 
 def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:
     """Say what the contrastive trainers know about a scan: its patient, its table and the position of its slices."""
-    from nnunet_semicon.configuration import rules
-    from nnunet_semicon.configuration.resolved import read_fingerprint
+    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
     from nnunet_semicon.data.meta import training_table
     from nnunet_semicon.meta_labels.table import PATIENT
 
@@ -618,10 +616,8 @@ def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:
                 yield note(f"meta-label {name}: not used ({reason})")
     for configuration in dataset.usable:
         plans = configuration.plans
-        manager = plans.get_configuration(configuration.name)
-        patch, image = manager.patch_size, manager.median_image_size_in_voxels
-        extent = rules.slice_extent(plans.plans, read_fingerprint(dataset.preprocessed))
-        partitions = rules.partitions(extent, patch[0] / image[0] if len(patch) == 3 else 0.0)
+        settings = plans.get_configuration(configuration.name).configuration
+        partitions = partitions_of(settings, plans.plans, read_fingerprint(dataset.preprocessed))
         title = f"slice position, {plans.plans_name} {configuration.name}"
         if partitions.value is None:
             yield note(f"{title}: not used ({partitions.reason})")

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write it."""
-    from nnunet_semicon.cli.split import find_folders
+    from nnunet_semicon.cli.common import find_folders
     from nnunet_semicon.data.meta import extract, write_table, write_text
     from nnunet_semicon.data.splits import labeled_cases
 
@@ -221,31 +221,22 @@ def _describe_position(plans: "PlansManager | None", preprocessed: str) -> list[
     """Say how many partitions every configuration has, and why."""
     from nnunet_semicon.cli.tables import aligned
     from nnunet_semicon.configuration import rules
+    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
 
     if plans is None:
         return ["its partitions follow from nnU-Net's plans, which are not there yet"]
     lines = [rules.slice_axis(plans.transpose_forward).reason]
+    fingerprint = read_fingerprint(preprocessed)
     configurations: dict[tuple[int | None, str], list[str]] = {}  # those made by `semicon configure` are mostly alike
     for name in plans.available_configurations:
         if plans.get_configuration(name).previous_stage_name is None:  # cascade stages are not trained
-            configurations.setdefault(partitions_of(plans, name, preprocessed), []).append(name)
+            derived = partitions_of(plans.get_configuration(name).configuration, plans.plans, fingerprint)
+            configurations.setdefault(derived, []).append(name)
     rows = [
         [f"{listing(names, 3)}:", f"{value or 'no'} partitions", f"({reason})"]
         for (value, reason), names in configurations.items()
     ]
     return lines + (aligned(rows).split("\n") if rows else [])
-
-
-def partitions_of(plans: "PlansManager", configuration: str, preprocessed: str) -> tuple[int | None, str]:
-    """Return the number of partitions of a configuration, None if there are none, and the reason."""
-    from nnunet_semicon.configuration import rules
-    from nnunet_semicon.configuration.resolved import read_fingerprint
-
-    manager = plans.get_configuration(configuration)
-    patch, image = manager.patch_size, manager.median_image_size_in_voxels
-    extent = rules.slice_extent(plans.plans, read_fingerprint(preprocessed))
-    derived = rules.partitions(extent, patch[0] / image[0] if len(patch) == 3 else 0.0)
-    return derived.value, derived.reason
 
 
 def _describe_orientation(plans: "PlansManager | None", headers: Mapping[str, Header]) -> list[str]:
@@ -326,6 +317,7 @@ def _draw(
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
     from nnunet_semicon.cli.meta_figure import ScanReader, draw
+    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
 
     with_image = [case for case in table.cases if case in images]
     if not with_image:
@@ -334,7 +326,8 @@ def _draw(
         configurations = [
             name for name in ("2d", *plans.available_configurations) if name in plans.available_configurations
         ]
-        partitions, _ = partitions_of(plans, configurations[0], preprocessed)
+        configuration = plans.get_configuration(configurations[0]).configuration
+        partitions = partitions_of(configuration, plans.plans, read_fingerprint(preprocessed)).value
         scans = ScanReader(images, plans.image_reader_writer_class(), plans.transpose_forward)
     else:
         reader = determine_reader_writer_from_dataset_json(_read_json(join(raw, "dataset.json")), verbose=False)

@@ -1,11 +1,10 @@
 """``semicon split``: few labeled and many unlabeled cases per fold, where nnU-Net reads its split."""
 
 import argparse
-import os
 from collections.abc import Mapping
-from os.path import isdir, join
+from os.path import isdir
 
-from nnunet_semicon.errors import UserError, nearest
+from nnunet_semicon.errors import UserError
 
 NOTES = """example:
   semicon split -d 027 --labeled 4 --by patient
@@ -32,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write ``splits_final.json`` and print what each fold holds."""
+    from nnunet_semicon.cli.common import find_folders
     from nnunet_semicon.data.meta import patients
     from nnunet_semicon.data.splits import labeled_cases, make_splits, split_files, write_splits
 
@@ -52,28 +52,6 @@ def run(args: argparse.Namespace) -> int:
     print(_table(splits, patient_of))
     print(f"next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerSPCon    (check first: semicon doctor -d {args.d})")
     return 0
-
-
-def find_folders(name_or_id: str) -> tuple[str, str]:
-    """Return the raw and the preprocessed folder of a dataset; at least one of them exists.
-
-    The raw one is an empty path where ``nnUNet_raw`` is not set: a machine may hold the preprocessed data alone.
-
-    Raises:
-        UserError: There is no such dataset, or ``nnUNet_preprocessed`` is not set.
-    """
-    from nnunetv2.paths import nnUNet_raw
-
-    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder
-
-    name, root = dataset_name(name_or_id), preprocessed_folder()
-    raw_root = nnUNet_raw.get()
-    raw, preprocessed = join(raw_root, name) if raw_root else "", join(root, name)
-    if not isdir(raw) and not isdir(preprocessed):
-        roots = [folder for folder in (root, raw_root) if folder and isdir(folder)]
-        known = sorted({entry for folder in roots for entry in os.listdir(folder)})
-        raise UserError(f"there is no dataset {name} in {' or '.join(roots)}{nearest(name, known)}")
-    return raw, preprocessed
 
 
 def _table(splits: list[dict[str, list[str]]], patient_of: Mapping[str, str]) -> str:

@@ -75,13 +75,13 @@ def resolve_run(
         UserError: a value of the ``semicon`` block is refused.
     """
     block = configuration.get(BLOCK, {})
-    columns = {name: meta.why_no_label(name) for name in meta.columns} if meta else {}
+    columns = meta.label_columns() if meta else {}
     run = resolve(RunConfig, block, where, columns)
     config = resolve(method.Config, block, where, columns)
 
     batch_size = configuration["batch_size"]
     share = run.labeled_per_step and max(1, run.labeled_per_step * (rank_batch_size or batch_size) // batch_size)
-    partitions = rules.partitions(rules.slice_extent(plans, fingerprint), _covered_by_patch(configuration))
+    partitions = partitions_of(configuration, plans, fingerprint)
     rows = rules.plan_rows(
         rank_batch_size or batch_size,
         share,
@@ -108,6 +108,15 @@ def resolve_run(
     }
     used = {name: meta.columns[name] for name in meta.labels()} if meta else {}
     return Resolved(run, config, facts, used, derived, settings)
+
+
+def partitions_of(
+    configuration: Mapping[str, Any], plans: Mapping[str, Any], fingerprint: Mapping[str, Any] | None
+) -> Derived:
+    """Return the number of slice-position groups of a configuration; arguments as for :func:`resolve_run`."""
+    patch, image = configuration["patch_size"], configuration["median_image_size_in_voxels"]
+    covered = float(patch[0] / image[0]) if len(patch) == 3 else 0.0
+    return rules.partitions(rules.slice_extent(plans, fingerprint), covered)
 
 
 def read_fingerprint(preprocessed_dataset: str) -> dict[str, Any] | None:
@@ -164,11 +173,6 @@ def _with_origin(derived: Derived, is_set: bool) -> Derived:
     if not is_set or derived.reason == SET:
         return derived
     return derived._replace(reason=f"{SET}; {derived.reason}")
-
-
-def _covered_by_patch(configuration: Mapping[str, Any]) -> float:
-    patch, image = configuration["patch_size"], configuration["median_image_size_in_voxels"]
-    return float(patch[0] / image[0]) if len(patch) == 3 else 0.0
 
 
 def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan) -> Facts:

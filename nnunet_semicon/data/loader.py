@@ -43,7 +43,7 @@ class CasePool:
         array_axis: axis of the stored scans that is axis 0 after ``transpose_forward``.
     """
 
-    def __init__(self, datasets: Sequence[Any], array_axis: int = 0) -> None:
+    def __init__(self, datasets: Sequence[Any], array_axis: int) -> None:
         self._array_axis = array_axis
         self._source = {case: dataset for dataset in reversed(datasets) for case in dataset.identifiers}
 

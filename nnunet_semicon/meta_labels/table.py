@@ -89,6 +89,10 @@ class MetaTable:
             return f"{len(values)} values for {known} cases are nearly one per case, no categories"
         return None
 
+    def label_columns(self) -> dict[str, str | None]:
+        """Return column -> why it cannot serve as a label, or None if it can."""
+        return {name: self.why_no_label(name) for name in self.columns}
+
     def restricted(self, cases: Sequence[str]) -> "MetaTable":
         """Return the table of some of its cases; values that none of them has are dropped."""
         wanted = set(cases)

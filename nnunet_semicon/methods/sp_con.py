@@ -87,7 +87,7 @@ class SPCon(Method):
 
     Config = SPConConfig
     needs = Needs(views=2, student_views=2, sample_scans=True, meta=True, taps=(BOTTLENECK,))
-    cost = "a forward pass of the teacher on the unlabeled images; the contrast itself is negligible"
+    cost = "a forward pass of the teacher on the unlabeled images, and the projectors"
 
     derived: Mapping[str, Derived]
     queues: Any  # nn.ModuleDict: meta-label -> EmbeddingQueue

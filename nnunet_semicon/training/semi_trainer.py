@@ -62,7 +62,8 @@ class SemiTrainer(nnUNetTrainer):
             self._refuse_what_we_cannot_do()
             super().initialize()
             self._build_method()
-            self._write_settings()
+            title = f"nnunet_semicon {__version__}, method {self.method_class.__name__}"
+            self.print_to_log_file(f"{title}\n{as_table(self.resolved.settings)}", add_timestamp=False)
 
     def _refuse_what_we_cannot_do(self) -> None:
         if self.is_cascaded:
@@ -155,20 +156,14 @@ class SemiTrainer(nnUNetTrainer):
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _write_settings(self) -> None:
-        """Print every hyper-parameter with its reason and write them to ``semicon_config.json`` in the fold folder."""
-        settings = self.resolved.settings
-        self.print_to_log_file(
-            f"nnunet_semicon {__version__}, method {self.method_class.__name__}\n{as_table(settings)}",
-            add_timestamp=False,
-        )
-        if self.local_rank == 0:
-            content = {
-                "version": __version__,
-                "trainer": type(self).__name__,
-                "settings": {name: derived._asdict() for name, derived in settings.items()},
-            }
-            with open(os.path.join(self.output_folder, "semicon_config.json"), "w") as file:
-                json.dump(content, file, indent=2)
+        """Write every hyper-parameter with its reason to ``semicon_config.json`` in the fold folder."""
+        content = {
+            "version": __version__,
+            "trainer": type(self).__name__,
+            "settings": {name: derived._asdict() for name, derived in self.resolved.settings.items()},
+        }
+        with open(os.path.join(self.output_folder, "semicon_config.json"), "w") as file:
+            json.dump(content, file, indent=2)
 
     @property
     def rows(self) -> rules.RowPlan:
@@ -325,6 +320,7 @@ class SemiTrainer(nnUNetTrainer):
         else:
             checkpoints.set_random_state(self._random_state)
         if self.local_rank == 0:
+            self._write_settings()  # not before: a resumed run with other settings is refused and changes no file
             self.scalars.truncate(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
