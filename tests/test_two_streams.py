@@ -7,6 +7,7 @@ import torch
 from nnunet_semicon.data.sampler import draw_cases, draw_scans
 from nnunet_semicon.data.views import strong_intensity
 from nnunet_semicon.meta_labels.position import SliceAxis
+from nnunet_semicon.training.semi_trainer import SemiTrainer
 from tests.harness import configure, started
 from tests.tiny import read_json, write_json
 
@@ -98,8 +99,9 @@ def test_independent_geometry_moves_the_views_apart(training):
     assert any(not torch.equal(v[0], v[1]) for v in (pipeline(ramp, None) for _ in range(8)))
 
 
-def test_positions_are_counted_along_the_axis_that_the_plans_put_first(training):
+def test_positions_are_counted_along_the_axis_that_the_plans_put_first(training, monkeypatch):
     # identity direction cosines: positions run along z as it is stored, against x
+    monkeypatch.setattr(SemiTrainer, "_images_un", lambda self: [])  # preprocessed with the other axis: refused
     plans = read_json(training.plans_file)
     for transpose, backward in (([0, 1, 2], False), ([2, 0, 1], True)):
         write_json(training.plans_file, {**plans, "transpose_forward": transpose})
