@@ -1,7 +1,7 @@
 """Writes docs/results.md and docs/performance.md from the JSON files in docs/results.
 
 Nothing in these pages is written by hand: a number comes from a measurement in the repository, a cell without one is
-"not run", and whether a method beats a control is computed.
+"not run", and whether a method beats a control is computed. The tables of quality are those of ``semicon compare``.
 """
 
 import argparse
@@ -30,6 +30,9 @@ from run_hippocampus import (
 )
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.evaluation.compare import Method, compare
+from nnunet_semicon.evaluation.comparison_tables import describe, differences_markdown, how, means_markdown
+from nnunet_semicon.evaluation.runs import run_of
 
 NOT_RUN = "not run"
 NOTICE = "<!-- written by scripts/make_results.py from docs/results/: change that, not this -->"
@@ -37,6 +40,11 @@ CELLS = f"hippocampus_fold{FOLD}"
 BENCHMARK = "benchmark_step_hippocampus_2d_cpu.json"
 BENCHMARK_COMMAND = (
     f"python scripts/benchmark_step.py -d 004 -c 2d_short_s0 --fold {FOLD} --device cpu --out docs/results/{BENCHMARK}"
+)
+METRICS = "benchmark_metrics_cpu.json"
+METRICS_COMMAND = (
+    "python scripts/benchmark_metrics.py --labels $nnUNet_raw/Dataset004_Hippocampus/labelsTr "
+    f"--out docs/results/{METRICS}"
 )
 CELLS_COMMAND = f"python scripts/run_hippocampus.py -d 004 -c 2d --fold {FOLD}"
 PAGES_COMMAND = "python scripts/make_results.py"
@@ -52,7 +60,14 @@ class Measured:
     @property
     def dice(self) -> list[float]:
         """Mean Dice of each run, as ``nnUNetv2_evaluate_folder`` gives it for the predictions."""
-        return [run["dice"]["predicted"]["mean"] for run in self.runs]
+        return [run["foreground_mean"]["Dice"] for run in self.runs]
+
+    @property
+    def method(self) -> Method:
+        """The runs as ``semicon compare`` takes them."""
+        return Method(
+            plain_title(self.row), tuple(run_of({"": r}, r["configuration"], r["trainer"]) for r in self.runs)
+        )
 
     @property
     def spread(self) -> float | None:
@@ -63,8 +78,15 @@ class Measured:
 def title(row: Row) -> str:
     """Name of a row in the table; both controls are marked."""
     if row in CONTROLS:
-        return f"**control, {row.labeled} labeled rows** (`{row.trainer}`)"
+        return f"**{plain_title(row)}** (`{row.trainer}`)"
     return f"`{row.trainer}`" + (f", {row.variant} only" if row.variant else "")
+
+
+def plain_title(row: Row) -> str:
+    """Name of a row in a comparison."""
+    if row in CONTROLS:
+        return f"control, {row.labeled} labeled rows"
+    return row.trainer.removeprefix("nnUNetTrainer") + (f", {row.variant} only" if row.variant else "")
 
 
 # --- docs/results.md -----------------------------------------------------------------------------------------------
@@ -112,17 +134,20 @@ def results_page(results: Path) -> str:
         NOTICE,
         f"## Hippocampus, fold {FOLD}, 2d, standard small budget",
         protocol(runs),
-        results_table(rows, benchmark),
-        verdicts(rows),
+        runs_made(rows, benchmark),
         what_is_missing(rows, benchmark),
+        "### Does it beat the controls?",
+        verdicts(rows),
+        *quality(rows, CONTROLS),
     ]
     if runs:
         parts += ["### Every run", runs_table(runs)]
     parts += [
         "## Which meta-label does it? SP-Con, Hippocampus, fold 2",
         "The protocol of the table above; the first row is its last one, with position and patient.",
-        results_table(labels, benchmark),
+        runs_made(labels, benchmark),
         what_is_missing(labels, benchmark),
+        *quality(labels, (SP_CON,)),
         "## Position, patient and phase: SP-Con on ACDC at half resolution",
         acdc_labels(results / ACDC_LABELS),
     ]
@@ -142,8 +167,8 @@ def protocol(runs: Sequence[dict[str, Any]]) -> str:
     return f"""Same split, same plans, same number of iterations for every row. {counts} The data is nnU-Net's
 `Dataset004_Hippocampus` (Medical Segmentation Decathlon); {len(SEEDS)} seeds, each its own configuration; the final
 checkpoint, never the best one. Everything is done with nnU-Net's own commands: `nnUNetv2_train`, `nnUNetv2_predict` on
-the validation images, `nnUNetv2_evaluate_folder`. Dice is what the last one says: per class the mean over the scans,
-and the mean of the classes.
+the validation images, `nnUNetv2_evaluate_folder`; distances are those of [`semicon evaluate`](evaluation.md), and the
+comparison is that of [`semicon compare`](compare.md). Dice: per class the mean over the scans, and their mean.
 
 Two controls train on the labeled scans alone: one with {BATCH_SIZE} labeled rows per step (what the user would have
 run), one with {LABELED_PER_STEP} (as many as the methods get beside the unlabeled ones). The spread is the standard
@@ -152,44 +177,38 @@ spreads. Step time and peak memory are those of [performance.md](performance.md)
 {BATCH_SIZE} labeled rows."""
 
 
-def results_table(rows: Sequence[Measured], benchmark: dict[str, Any] | None) -> str:
-    """Return the table of all rows."""
-    classes = next((list(run["dice"]["predicted"]["classes"]) for m in rows for run in m.runs), ["each class"])
-    header = [
-        "",
-        "labeled per step",
-        *(f"Dice {name}" for name in classes),
-        "mean Dice",
-        "spread",
-        "step time",
-        "memory",
-    ]
-    lines = []
-    for measured in rows:
-        per_class = [
-            number(mean(run["dice"]["predicted"]["classes"][name] for run in measured.runs))
-            if measured.runs
-            else NOT_RUN
-            for name in classes
+def runs_made(rows: Sequence[Measured], benchmark: dict[str, Any] | None) -> str:
+    """Return the table of what was run and what it costs."""
+    header = ["", "labeled per step", "seeds run", "mean Dice", "spread", "step time", "memory"]
+    lines = [
+        [
+            title(measured.row),
+            str(measured.row.labeled),
+            f"{len(measured.runs)} of {len(SEEDS)}" if measured.runs else NOT_RUN,
+            number(mean(measured.dice)) if measured.runs else NOT_RUN,
+            NOT_RUN if measured.spread is None else number(measured.spread),
+            *relative_cost(measured.row, benchmark),
         ]
-        lines.append(
-            [
-                title(measured.row),
-                str(measured.row.labeled),
-                *per_class,
-                number(mean(measured.dice)) if measured.runs else NOT_RUN,
-                spread_in_words(measured),
-                *relative_cost(measured.row, benchmark),
-            ]
-        )
+        for measured in rows
+    ]
     return markdown_table(header, lines)
 
 
-def spread_in_words(measured: Measured) -> str:
-    """Return e.g. ``0.006 (n = 3)``."""
-    if not measured.runs:
-        return NOT_RUN
-    return f"{'-' if measured.spread is None else number(measured.spread)} (n = {len(measured.runs)})"
+def quality(rows: Sequence[Measured], baselines: Sequence[Row]) -> list[str]:
+    """Return what ``semicon compare`` says: all means, and everything else against each of the baselines."""
+    methods = [measured.method for measured in rows if measured.runs]
+    known = [measured.method for measured in rows if measured.runs and measured.row in baselines]
+    if not known or len(methods) < 2:
+        return []
+    comparisons = []
+    for baseline in known:
+        others = [m for m in methods if m.name != baseline.name and (m not in known or baseline is known[0])]
+        if others:
+            comparisons.append(compare([baseline, *others]))
+    parts = [describe(comparisons[0]), means_markdown(comparisons[0])]
+    for comparison in comparisons:
+        parts += [differences_markdown(comparison), how(comparison)]
+    return parts
 
 
 def relative_cost(row: Row, benchmark: dict[str, Any] | None) -> tuple[str, str]:
@@ -217,7 +236,7 @@ def verdicts(rows: Sequence[Measured]) -> str:
     for method in METHODS:
         sentences, wins = [], []
         for control in CONTROLS:
-            sentence, wins_here = compare(by_row[method], by_row[control])
+            sentence, wins_here = verdict(by_row[method], by_row[control])
             sentences.append(sentence)
             wins.append(wins_here)
         closing = " It beats only the second control." if wins == [False, True] else ""
@@ -225,7 +244,7 @@ def verdicts(rows: Sequence[Measured]) -> str:
     return "\n".join(paragraphs)
 
 
-def compare(method: Measured, control: Measured) -> tuple[str, bool]:
+def verdict(method: Measured, control: Measured) -> tuple[str, bool]:
     """Return what the difference in mean Dice amounts to, in words, and whether it is a win."""
     against = f"the control with {control.row.labeled} labeled rows"
     if method.spread is None or control.spread is None:
@@ -289,8 +308,8 @@ def runs_table(runs: Sequence[dict[str, Any]]) -> str:
         [
             f"`{run['trainer']}`",
             f"`{run['configuration']}`",
-            number(run["dice"]["predicted"]["mean"], 4),
-            number(run["dice"]["validation"]["mean"], 4),
+            number(run["foreground_mean"]["Dice"], 4),
+            number(run["validation_dice"], 4),
             f"{run['mean_epoch_seconds']:.0f}",
             f"{run['peak_memory_mib']:.0f}",
             str(run["threads"]),
@@ -327,6 +346,7 @@ def performance_page(results: Path) -> str:
         parts += [f"## {where}", benchmark_table(content), _circumstances(content)]
     if not files:
         parts.append(f"No benchmark is run yet. The first one:\n\n```bash\n{BENCHMARK_COMMAND}\n{PAGES_COMMAND}\n```")
+    parts += ["## `semicon evaluate`", evaluation_speed(results / METRICS)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -352,6 +372,43 @@ def benchmark_table(content: dict[str, Any]) -> str:
             ]
         )
     return markdown_table(header, lines)
+
+
+def evaluation_speed(file: Path) -> str:
+    """Return what ``semicon evaluate`` takes, and its distances against medpy's."""
+    if not file.is_file():
+        return f"{NOT_RUN}; it is made by:\n\n```bash\n{METRICS_COMMAND}\n{PAGES_COMMAND}\n```"
+    content = json.loads(file.read_text())
+    volume = content["volume"]
+    shape = " x ".join(map(str, reversed(volume["shape"])))
+    command = [
+        ["the whole command", "time (s)", "peak memory (MiB)"],
+        *(
+            [what, f"{content[key]['seconds']:.1f}", f"{content[key]['peak_memory_mib']:.0f}"]
+            for what, key in (
+                (f"{content['cases']} cases of {content['dataset']}", "command_on_cases"),
+                (f"one volume of {shape} voxels, {volume['classes']} classes", "command_on_volume"),
+            )
+        ),
+    ]
+    ratios = [
+        ["HD95 and ASD of one mask", "ours (s)", "medpy (s)", "medpy / ours", "largest difference (mm)"],
+        *(
+            [
+                what,
+                *(f"{content[key][name]:.3g}" for name in ("nnunet_semicon", "medpy")),
+                f"{content[key]['ratio']:.1f}",
+                f"{content[key]['largest_difference_mm']:.0e}",
+            ]
+            for what, key in (("median over the cases", "masks"), ("the largest class of the volume", "volume"))
+        ),
+    ]
+    tables = "\n\n".join(markdown_table(header, lines) for header, *lines in (command, ratios))
+    return (
+        f"{tables}\n\nBoth packages on the same masks in turn, in one process. {content['device_name']}, "
+        f"{content['cpu_count']} processors; {content['date'][:10]}, commit {content['commit']}, load average "
+        f"{content['load_average']} before it started; made by `{METRICS_COMMAND}`."
+    )
 
 
 def _circumstances(content: dict[str, Any]) -> str:

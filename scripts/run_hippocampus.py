@@ -1,7 +1,8 @@
 """Runs the standard small budget: every trainer, three seeds, with nnU-Net's own commands.
 
 For each cell (trainer, configuration, seed): ``nnUNetv2_train``, ``nnUNetv2_predict`` on the validation images of the
-fold, ``nnUNetv2_evaluate_folder``; then one JSON file. A cell whose file exists is skipped, so the same command goes on
+fold, ``nnUNetv2_evaluate_folder``, and ``semicon evaluate`` for the distances that nnU-Net lacks; then one JSON file,
+which ``semicon compare`` reads. A cell whose file exists is skipped, so the same command goes on
 where it was stopped. ``scripts/make_results.py`` makes the table. The dataset must be preprocessed, and the fold must
 list unlabeled cases (``semicon split``).
 """
@@ -139,14 +140,15 @@ def configure_commands(task: Task, rows: Sequence[Row], seeds: Sequence[int]) ->
 
 
 def cell_commands(task: Task, cell: Cell, folder: Path) -> list[list[str]]:
-    """Return training, prediction and evaluation; ``folder`` has the linked validation ``images`` and ``labels``."""
+    """Return training, prediction, evaluations; ``folder`` has the linked validation ``images`` and ``labels``."""
     fold, trainer, predicted = str(task.fold), cell.row.trainer, folder / cell.name
     train = ["nnUNetv2_train", task.d, cell.configuration, fold, "-tr", trainer, "-device", task.device]
     predict = ["nnUNetv2_predict", "-d", task.d, "-c", cell.configuration, "-f", fold, "-tr", trainer]
     predict += ["-i", f"{folder / 'images'}", "-o", f"{predicted}", "-device", task.device, "-npp", "1", "-nps", "1"]
     evaluate = ["nnUNetv2_evaluate_folder", f"{folder / 'labels'}", f"{predicted}"]
     evaluate += ["-djfile", f"{predicted / 'dataset.json'}", "-pfile", f"{predicted / 'plans.json'}", "-np", "1"]
-    return [train, predict, evaluate]
+    measure = ["semicon", "evaluate", f"{predicted}", f"{folder / 'labels'}"]
+    return [train, predict, evaluate, measure]
 
 
 def show(words: Sequence[str]) -> None:
@@ -254,15 +256,14 @@ def link_validation(task: Task, cases: Sequence[str], folder: Path) -> None:
 def run_cell(task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, predict and evaluate; return what goes into the JSON file."""
     origin = provenance(task.device)
-    train, predict, evaluate = cell_commands(task, cell, folder)
+    train, *others = cell_commands(task, cell, folder)
     trained = run(train)
-    run(predict)
-    run(evaluate)
+    for words in others:
+        run(words)
 
     config = json.loads((task.results(cell) / "semicon_config.json").read_text())
     settings = {key: entry["value"] for key, entry in config["settings"].items()}
-    labels = json.loads((task.preprocessed / "dataset.json").read_text())["labels"]
-    names = {str(value): name for name, value in labels.items()}
+    validation = json.loads((task.results(cell) / "validation" / "summary.json").read_text())
     epochs = epoch_seconds(trained.output)
     return {
         "trainer": cell.row.trainer,
@@ -273,24 +274,33 @@ def run_cell(task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
         "labeled_per_step": settings["labeled_per_step"],
         "iterations": settings["num_epochs"] * settings["num_iterations_per_epoch"],
         "cases": case_counts(trained.output),
-        "dice": {
-            "validation": dice(task.results(cell) / "validation" / "summary.json", names),
-            "predicted": dice(folder / cell.name / "summary.json", names),
-        },
+        "validation_dice": validation["foreground_mean"]["Dice"],
         "train_command_seconds": round(trained.seconds, 1),
         "epoch_seconds": epochs,
         "mean_epoch_seconds": round(mean(epochs), 2),
         "peak_memory_mib": round(trained.peak_bytes / 2**20),
         **origin,
         "semicon_config": config,
+        **evaluation(folder / cell.name),
     }
 
 
-def dice(summary: Path, names: dict[str, str]) -> dict[str, Any]:
-    """Return the Dice per class and their mean from nnU-Net's ``summary.json``."""
-    content = json.loads(summary.read_text())
-    classes = {names.get(label, label): values["Dice"] for label, values in content["mean"].items()}
-    return {"classes": classes, "mean": content["foreground_mean"]["Dice"], "cases": len(content["metric_per_case"])}
+def evaluation(predicted: Path) -> dict[str, Any]:
+    """Return what ``semicon evaluate`` wrote, without the folders of this machine.
+
+    Raises:
+        UserError: it disagrees with ``nnUNetv2_evaluate_folder``.
+    """
+    content: dict[str, Any] = json.loads((predicted / "evaluation.json").read_text())
+    stock = json.loads((predicted / "summary.json").read_text())
+    if content["foreground_mean"]["Dice"] != stock["foreground_mean"]["Dice"]:
+        raise UserError(
+            f"{predicted}: semicon evaluate and nnUNetv2_evaluate_folder differ in Dice; please report this"
+        )
+    for entry in content["metric_per_case"]:
+        for key in ("reference_file", "prediction_file"):
+            entry[key] = Path(entry[key]).name
+    return content
 
 
 def case_counts(output: str) -> dict[str, int]:

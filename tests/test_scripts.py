@@ -32,10 +32,18 @@ def make_pages(results: Path, out: Path) -> tuple[str, str]:
     return (out / "results.md").read_text(), (out / "performance.md").read_text()
 
 
+def measured(dice: float) -> dict[str, float]:
+    return {"DSC": dice, "HD95_mm": 10 * (1 - dice), "ASSD_mm": 2 * (1 - dice), "n_ref": 100}
+
+
 def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: float, **changes) -> Path:
     folder = results / "hippocampus_fold2"
     folder.mkdir(parents=True, exist_ok=True)
-    values = {"classes": {"Anterior": dice + 0.01, "Posterior": dice - 0.01}, "mean": dice, "cases": 25}
+    classes = {"1": dice + 0.01, "2": dice - 0.01}
+    cases = [
+        {"case": f"case_{i}", "metrics": {key: measured(value + (i - 2) / 100) for key, value in classes.items()}}
+        for i in range(5)
+    ]
     run = {
         "trainer": trainer,
         "configuration": f"2d_{configuration}_s{seed}",
@@ -43,7 +51,10 @@ def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: 
         "fold": 2,
         "iterations": 1500,
         "cases": {"labeled": 4, "unlabeled": 0 if trainer == CONTROL else 171, "validation": 25},
-        "dice": {"validation": values, "predicted": values},
+        "validation_dice": dice,
+        "metric_per_case": cases,
+        "foreground_mean": {"Dice": dice},
+        "semicon": {"class_names": {"1": "Anterior", "2": "Posterior"}},
         "mean_epoch_seconds": 100.0,
         "peak_memory_mib": 1500,
         "device": "cpu",
@@ -134,7 +145,7 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     page, performance = make_pages(results, tmp_path / "docs")
 
     control = line_of(page, "| **control, 32 labeled rows**")
-    assert "| 0.780 | 0.760 | 0.770 | 0.010 (n = 3) | 1.00x | 1.00x |" in control
+    assert "| 3 of 3 | 0.770 | 0.010 | 1.00x | 1.00x |" in control
     assert "0.60x | 0.80x" in line_of(page, "| **control, 16 labeled rows**")
     teacher = line_of(page, f"- `{MEAN_TEACHER}`")
     assert "does not differ from the control with 32 labeled rows by more than the spread (+0.004" in teacher
@@ -147,7 +158,18 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     sp_con = line_of(page, f"- `{SP_CON}`")
     assert "beats" not in sp_con
     assert sp_con.count("cannot be compared") == 2
-    assert "| 0.910 | 0.890 | 0.900 | - (n = 1) | 1.60x | 1.25x |" in line_of(page, f"| `{SP_CON}` | 16 |")
+    assert "| 1 of 3 | 0.900 | not run | 1.60x | 1.25x |" in line_of(page, f"| `{SP_CON}` | 16 | 1 of 3")
+
+    # the tables of `semicon compare`: every method against each control
+    assert "| control, 32 labeled rows | Anterior | 0.780 ± 0.010 | 2.200 ± 0.100 | 0.440 ± 0.020 |" in page
+    large, small = (
+        page.index("MeanTeacher minus control, 32 labeled"),
+        page.index("MeanTeacher minus control, 16 labeled"),
+    )
+    assert "| mean | DSC | +0.004 | +0.004 to +0.004 |" in page[large:small]
+    assert "| mean | DSC | +0.034 | +0.034 to +0.034 |" in page[small:]
+    assert page.count("minus control, 32 labeled rows") == 3
+    assert page.count("minus control, 16 labeled rows") == 2
 
     assert "2 of 12 runs of this table are not made" in page
     assert "python scripts/run_hippocampus.py -d 004 -c 2d --fold 2\n" in page
@@ -237,11 +259,12 @@ def test_a_dry_run_prints_the_commands_of_all_cells_seed_by_seed(prepared, tmp_p
         for trainer, name in part
     ]
     predicted = f"TEMPORARY/{SP_CON}__2d_short_patient_s2"
-    assert commands[-2:] == [
+    assert commands[-3:] == [
         f"nnUNetv2_predict -d 901 -c 2d_short_patient_s2 -f 0 -tr {SP_CON} -i TEMPORARY/images -o {predicted} "
         "-device cpu -npp 1 -nps 1",
         f"nnUNetv2_evaluate_folder TEMPORARY/labels {predicted} -djfile {predicted}/dataset.json "
         f"-pfile {predicted}/plans.json -np 1",
+        f"semicon evaluate {predicted} TEMPORARY/labels",
     ]
     assert not list(prepared.results.rglob("*s2*"))
 

@@ -1,0 +1,135 @@
+"""``semicon compare``: whether one method is better than another, paired by case."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunet_semicon.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from nnunet_semicon.evaluation.compare import Comparison, Method
+
+NOTES = """example:
+  R=$nnUNet_results/Dataset027_ACDC
+  semicon evaluate $R/nnUNetTrainerSPCon__nnUNetPlans__2d_s0               # first, for every run
+  semicon compare $R/nnUNetTrainerSupervisedControl__nnUNetPlans__2d_s* $R/nnUNetTrainerSPCon__nnUNetPlans__2d_s*
+
+Runs whose names differ only in a trailing _s<seed> are one method. The first method is the baseline."""
+
+NAME = "comparison"  # of the files in a folder
+SUFFIXES = (".md", ".csv", ".json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = NOTES
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="model folder (all its folds), fold folder, prediction folder, or file that `semicon evaluate` wrote",
+    )
+    parser.add_argument("--baseline", metavar="METHOD", help="compare with this one (default: the first)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--convention",
+        choices=("mm", "voxel"),
+        default="mm",
+        help="mm: DSC, HD95_mm, ASSD_mm; voxel: DSC, Jaccard, HD95_voxel, ASD_voxel (default: %(default)s)",
+    )
+    which.add_argument("--metrics", nargs="+", metavar="METRIC", help="any metrics of the files instead")
+    parser.add_argument(
+        "--out", metavar="PATH", help=f"also write Markdown, CSV and JSON: a folder ({NAME}.*), or a name for all three"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables and write the files."""
+    from dataclasses import replace
+
+    from nnunet_semicon.evaluation.compare import DEFAULT_METRICS, compare
+    from nnunet_semicon.evaluation.comparison_tables import as_csv, as_json, as_markdown
+    from nnunet_semicon.evaluation.runs import read_methods
+
+    methods, left_out = read_methods(args.runs)
+    if args.baseline is not None:
+        methods = _with_first(methods, args.baseline)
+    comparison = compare(methods, args.metrics or DEFAULT_METRICS[args.convention])
+    comparison = replace(comparison, notes=(*left_out, *comparison.notes))
+    written = []
+    if args.out is not None:  # before anything is printed: `semicon compare ... | head` must write it too
+        texts = [write(comparison) for write in (as_markdown, as_csv, as_json)]
+        written = _write(args.out, dict(zip(SUFFIXES, texts, strict=True)))
+    print(_tables(comparison))
+    for path in written:
+        print(f"written: {path}")
+    return 0
+
+
+def _with_first(methods: "Sequence[Method]", name: str) -> "list[Method]":
+    first = [method for method in methods if method.name == name]
+    if not first:
+        names = [method.name for method in methods]
+        raise UserError(
+            f"--baseline '{name}' is none of the methods{nearest(name, names)}; there are {', '.join(names)}"
+        )
+    return first + [method for method in methods if method.name != name]
+
+
+def _tables(comparison: "Comparison") -> str:
+    from nnunet_semicon.cli.tables import aligned
+    from nnunet_semicon.evaluation import comparison_tables as tables
+
+    rows = tables.means_rows(comparison)
+    names = [row[0] for row in rows]
+    rows = [["" if names[i] in names[:i] else names[i], *row[1:]] for i, row in enumerate(rows)]  # a name once
+    parts = [tables.describe(comparison), f"{tables.means_title(comparison)}\n{aligned(rows, '  ')}"]
+    for method in comparison.methods[1:]:
+        rows = tables.differences_rows(comparison, method.name)
+        parts.append(f"{tables.differences_title(comparison, method.name)}\n{aligned(rows, '  ')}")
+    parts.append("\n".join([tables.how(comparison), *(f"note: {note}" for note in comparison.notes)]))
+    return "\n\n".join(parts)
+
+
+def _write(out: str, texts: Mapping[str, str]) -> list[Path]:
+    """Replace the three files, all of them or none; returns their paths.
+
+    Args:
+        out: folder, or one of the three files.
+        texts: suffix -> content.
+
+    Raises:
+        UserError: Something else lies there, or they cannot be written.
+    """
+    path = Path(out)
+    stem = path.with_suffix("") if path.suffix in SUFFIXES and not path.is_dir() else path / NAME
+    targets = {stem.with_name(stem.name + suffix): text for suffix, text in texts.items()}
+    existing = [target for target in targets if target.exists()]
+    if existing and not _is_comparison(stem.with_name(f"{stem.name}.json")):
+        raise UserError(
+            f"--out {out}: {existing[0]} exists and was not written by this command; choose another name, or remove it"
+        )
+    temporary = {target: target.with_name(f"{target.name}.tmp") for target in targets}
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        for target, text in targets.items():
+            temporary[target].write_text(text, encoding="utf-8")
+        for target in targets:
+            os.replace(temporary[target], target)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}): check the folder {stem.parent}") from None
+    finally:
+        for file in temporary.values():
+            if file.is_file():
+                file.unlink()
+    return list(targets)
+
+
+def _is_comparison(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8"))["semicon"]["command"] == "compare")
+    except (OSError, ValueError, TypeError, KeyError):
+        return False

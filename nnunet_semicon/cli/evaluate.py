@@ -1,0 +1,202 @@
+"""``semicon evaluate``: overlap and surface distances of predictions, in two named conventions."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunet_semicon import __version__
+from nnunet_semicon.errors import UserError, listing
+
+if TYPE_CHECKING:
+    from nnunet_semicon.evaluation.evaluate import Pair, Protocol
+    from nnunet_semicon.evaluation.folders import Source
+
+NAME = "evaluation.json"
+EXAMPLE = f"""examples:
+  semicon evaluate PREDICTIONS labelsTs                    # writes PREDICTIONS/{NAME} and .csv
+  semicon evaluate $nnUNet_results/Dataset027_ACDC/nnUNetTrainerSPCon__nnUNetPlans__2d      # its folds' validation
+  semicon evaluate .../nnUNetTrainerSPCon__nnUNetPlans__2d/fold_0 --pseudo-labels --weights teacher"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.epilog = EXAMPLE
+    parser.add_argument(
+        "predictions",
+        metavar="PRED",
+        type=Path,
+        help="folder of segmentations; or a result folder of nnU-Net (model or fold), for its validation",
+    )
+    parser.add_argument("references", metavar="REF", type=Path, nargs="?", help="folder of the true segmentations")
+    parser.add_argument("--out", metavar="F", type=Path, help=f"file to write (default: PRED/{NAME}); a CSV beside it")
+    parser.add_argument(
+        "--metrics", metavar="NSD=MM", nargs="+", default=[], help="more metrics: NSD at a tolerance in mm, e.g. NSD=1"
+    )
+    parser.add_argument("--dataset", metavar="FILE", type=Path, help="dataset.json (default: the nearest one)")
+    parser.add_argument("--chill", action="store_true", help="some references may have no prediction")
+    parser.add_argument("-np", type=int, default=os.cpu_count() or 1, metavar="N", help="threads (default: all cores)")
+    group = parser.add_argument_group("quality of pseudo-labels")
+    group.add_argument(
+        "--pseudo-labels",
+        action="store_true",
+        help="of a fold: predict the unlabeled cases of its split whose truth exists, and evaluate that",
+    )
+    group.add_argument("--weights", choices=("student", "teacher"), default="student", help="default: %(default)s")
+    group.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
+    group.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cuda", help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, write the files, print the tables."""
+    tolerance = _tolerance(args.metrics)
+    sources = _sources(args)
+    if args.out and len(sources) > 1:
+        raise UserError(
+            f"--out names one file, but {args.predictions} has {len(sources)} folds: leave it out, or name a fold"
+        )
+    for source in sources:
+        content, notes = _evaluate(source, args, tolerance)
+        file = args.out or source.predictions / NAME
+        _write(content, file)
+        _print(content, notes, file)
+    return 0
+
+
+def _tolerance(metrics: list[str]) -> float | None:
+    tolerance = None
+    for metric in metrics:
+        name, _, value = metric.partition("=")
+        try:
+            tolerance = float(value)
+        except ValueError:
+            tolerance = -1.0
+        if name.upper() != "NSD" or not 0 < tolerance < float("inf"):
+            raise UserError(f"--metrics {metric}: expected NSD with a tolerance in mm above 0, such as NSD=1")
+    return tolerance
+
+
+def _sources(args: argparse.Namespace) -> list["Source"]:
+    from nnunet_semicon.cli.common import preprocessed_folder
+    from nnunet_semicon.evaluation.folders import (
+        SUMMARY,
+        VALIDATION,
+        Source,
+        dataset_of,
+        find_dataset_json,
+        is_results_folder,
+        validated_folds,
+    )
+
+    if not args.predictions.is_dir():
+        raise UserError(
+            f"{args.predictions} is no folder: expected one with segmentations, or a result folder of nnU-Net"
+        )
+    if args.pseudo_labels:
+        from nnunet_semicon.cli.pseudo_labels import predict
+
+        return [predict(args.predictions, args.checkpoint, args.weights, args.device, args.np)]
+    if args.references is not None:
+        dataset = args.dataset or find_dataset_json(args.predictions, args.references)
+        return [Source(args.predictions, args.references, dataset)]
+    if not is_results_folder(args.predictions):
+        raise UserError(
+            f"{args.predictions} is no result folder of nnU-Net (no `{VALIDATION}`, no `fold_*` in it): give the "
+            "folder of the true segmentations too, `semicon evaluate PRED REF`"
+        )
+    folds = validated_folds(args.predictions)
+    model = folds[0].parent
+    references = Path(preprocessed_folder()) / dataset_of(model) / "gt_segmentations"
+    dataset = args.dataset or find_dataset_json(model)
+    return [Source(f / VALIDATION, references, dataset, (f / VALIDATION / SUMMARY).is_file()) for f in folds]
+
+
+def _evaluate(source: "Source", args: argparse.Namespace, tolerance: float | None) -> tuple[dict[str, Any], list[str]]:
+    """Return the content of the file, and notes on what is not in it."""
+    from nnunet_semicon.evaluation.evaluate import Protocol, summarize
+    from nnunet_semicon.evaluation.folders import pairs, read_json
+
+    dataset = read_json(source.dataset)
+    of_validation = args.references is None
+    cases = list(pairs(source, dataset["file_ending"], all_references=not (of_validation or args.chill)))
+    protocol = Protocol.from_dataset(dataset, cases[0].reference, tolerance)
+    results = dict(
+        zip([pair.case for pair in cases], _measured(cases, protocol, args.np, source.complete), strict=True)
+    )
+    unread = sorted(case for case, result in results.items() if result is None)
+    if len(unread) == len(cases):
+        raise UserError(f"{source.predictions}: nothing can be read yet; try again when the validation is further")
+    notes = []
+    if not source.complete:
+        left_out = f"; not readable yet: {listing(unread)}" if unread else ""
+        notes.append(f"the validation of this fold is not finished: {len(cases) - len(unread)} cases so far{left_out}")
+    measured = [result for result in results.values() if result]
+    return summarize(measured, protocol, __version__, source.complete), notes
+
+
+def _measured(
+    cases: list["Pair"], protocol: "Protocol", threads: int, complete: bool
+) -> Iterator[dict[str, Any] | None]:
+    """Yield one result per case, in order; None for a file that nnU-Net is still writing."""
+    from tqdm import tqdm
+
+    from nnunet_semicon.evaluation.evaluate import UnreadableError, evaluate_case
+
+    def result(pair: "Pair") -> dict[str, Any] | None:
+        try:
+            return evaluate_case(pair, protocol)
+        except UnreadableError:
+            if complete:
+                raise
+            return None
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        futures = [pool.submit(result, pair) for pair in cases]
+        try:
+            for future in tqdm(futures, desc="evaluating", unit="case", disable=None):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _write(content: dict[str, Any], file: Path) -> None:
+    """Write the JSON and the CSV beside it; a reader never meets half of one."""
+    from nnunet_semicon.evaluation.tables import to_csv
+
+    texts = {file: json.dumps(content, indent=1), file.with_suffix(".csv"): to_csv(content)}
+    for target, text in texts.items():
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text)
+            os.replace(temporary, target)
+        except OSError as error:
+            raise UserError(f"{target} cannot be written ({error.strerror}): choose another file with --out") from None
+
+
+def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:
+    from nnunet_semicon.cli.tables import aligned
+    from nnunet_semicon.evaluation.evaluate import CONVENTIONS
+    from nnunet_semicon.evaluation.tables import HEADINGS, rows
+
+    for convention in CONVENTIONS:
+        print(f"\n{HEADINGS[convention]}")
+        print(aligned(rows(content, convention), indent="  "))
+    print(
+        "\nMeans are over the cases that have the class in both files. pen.: over all cases; a class that is missing in"
+    )
+    print("one file counts as Dice 0 and as a distance of the image's diagonal.")
+    for name, of_class in zip(
+        content["semicon"]["class_names"].values(), content["semicon"]["summary"].values(), strict=True
+    ):
+        for where in ("prediction", "reference"):
+            cases = of_class[f"missing_in_{where}"]
+            if cases:
+                print(f"{name} is missing in the {where} of {listing(cases)}.")
+    for note in notes:
+        print(f"note: {note}")
+    print(f"wrote {file} and {file.with_suffix('.csv').name}")
