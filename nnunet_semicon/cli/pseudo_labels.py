@@ -3,6 +3,7 @@
 Only where the truth of these cases exists: a split that calls labeled cases unlabeled. Training never sees it.
 """
 
+import shutil
 from pathlib import Path
 
 from nnunet_semicon.cli.common import preprocessed_folder, raw_folder
@@ -85,6 +86,7 @@ def _run_predictor(
             predictor.list_of_parameters = [exported(content, weights)["network_weights"]]
         except KeyError:
             raise UserError(f"{fold / checkpoint} has no teacher: use --weights student") from None
+    shutil.rmtree(target, ignore_errors=True)  # of another split: its cases are not those of this one
     ending = predictor.dataset_json["file_ending"]
     files = [str(target / Path(channels[0]).name.removesuffix(ending).removesuffix("_0000")) for channels in images]
     predictor.predict_from_files(
