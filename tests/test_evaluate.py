@@ -188,9 +188,13 @@ MISTAKES = {
     "spacing": (lambda f: write(f / "pred/case_1.nii.gz", segmentation(1), (1, 1, 1)), "case case_1: the spacing"),
     "label": (lambda f: write(f / "pred/case_1.nii.gz", segmentation(1) * 3), "case_1.nii.gz holds the label 3, 6"),
     "fraction": (lambda f: write(f / "pred/case_1.nii.gz", segmentation(1) / np.float32(2)), "that are no integers"),
+    "first damaged": (lambda f: damage(f / "labelsTr/case_0.nii.gz"), "case_0.nii.gz cannot be read"),
     "damaged": (lambda f: damage(f / "labelsTr/case_1.nii.gz"), "case_1.nii.gz cannot be read"),
     "empty": (lambda f: [file.unlink() for file in (f / "pred").iterdir()], "has no segmentation"),
     "no dataset.json": (lambda f: (f / "dataset.json").unlink(), "no dataset.json beside or above"),
+    "no ending": (lambda f: write_json(f / "dataset.json", {"labels": LABELS}), "has no 'file_ending'"),
+    "no labels": (lambda f: write_json(f / "dataset.json", {"file_ending": ".nii.gz"}), "has no labels that nnU-Net"),
+    "no list": (lambda f: write_json(f / "dataset.json", []), "has no 'file_ending'"),
     "broken dataset.json": (lambda f: (f / "dataset.json").write_text("{"), "dataset.json is no JSON"),
 }
 
@@ -208,6 +212,13 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(folders, capsys, mistake):
 def test_an_unknown_metric_is_one_sentence(folders, capsys, metric):
     assert evaluate(folders, "--metrics", metric) == 1
     assert f"--metrics {metric}: expected NSD with a tolerance" in sentence(capsys)
+
+
+def test_the_csv_never_replaces_the_json(folders, capsys):
+    assert evaluate(folders, "--out", folders / "x.csv") == 1
+    assert "expected a file ending in .json" in sentence(capsys)
+    assert evaluate(folders, "--pseudo-labels") == 1
+    assert "leave out REF" in sentence(capsys)
 
 
 def test_the_origin_counts_too(folders, capsys):

@@ -53,6 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the files, print the tables."""
     tolerance = _tolerance(args.metrics)
+    if args.out and args.out.suffix != ".json":
+        raise UserError(
+            f"--out {args.out}: expected a file ending in .json; the CSV of the same name is written beside it"
+        )
+    if args.pseudo_labels and args.references is not None:
+        raise UserError("--pseudo-labels takes the truth from nnUNet_preprocessed: leave out REF")
     sources = _sources(args)
     if args.out and len(sources) > 1:
         raise UserError(
@@ -117,12 +123,11 @@ def _sources(args: argparse.Namespace) -> list["Source"]:
 def _evaluate(source: "Source", args: argparse.Namespace, tolerance: float | None) -> tuple[dict[str, Any], list[str]]:
     """Return the content of the file, and notes on what is not in it."""
     from nnunet_semicon.evaluation.evaluate import Protocol, summarize
-    from nnunet_semicon.evaluation.folders import pairs, read_json
+    from nnunet_semicon.evaluation.folders import entry, pairs, read_json
 
-    dataset = read_json(source.dataset)
     of_validation = args.references is None
-    cases = list(pairs(source, dataset["file_ending"], all_references=not (of_validation or args.chill)))
-    protocol = Protocol.from_dataset(dataset, cases[0].reference, tolerance)
+    cases = list(pairs(source, entry(source.dataset, "file_ending"), all_references=not (of_validation or args.chill)))
+    protocol = Protocol.from_dataset(read_json(source.dataset), cases[0].reference, tolerance)
     results = dict(
         zip([pair.case for pair in cases], _measured(cases, protocol, args.np, source.complete), strict=True)
     )

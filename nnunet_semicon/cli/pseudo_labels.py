@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_semicon.cli.common import preprocessed_folder, raw_folder
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.evaluation.folders import DATASET, Source, dataset_of, read_json
+from nnunet_semicon.evaluation.folders import DATASET, Source, dataset_of, entry, read_json
 
 
 def predict(fold: Path, checkpoint: str, weights: str, device: str, processes: int) -> Source:
@@ -31,7 +31,7 @@ def predict(fold: Path, checkpoint: str, weights: str, device: str, processes: i
         )
     dataset = dataset_of(fold.parent)
     references = Path(preprocessed_folder()) / dataset / "gt_segmentations"
-    ending = read_json(fold.parent / DATASET)["file_ending"]
+    ending = entry(fold.parent / DATASET, "file_ending")
     cases = [case for case in _unlabeled(dataset, fold) if (references / f"{case}{ending}").is_file()]
     if not cases:
         raise UserError(

@@ -66,11 +66,24 @@ class Protocol:
             dataset: content of its ``dataset.json``.
             example: one of the files to read; nnU-Net chooses the reader that can.
             tolerance: see the class.
+
+        Raises:
+            UserError: the labels are not nnU-Net's.
+            UnreadableError: no reader can read the example.
         """
         from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
         from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-        labels = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
+        try:
+            labels = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
+        except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"dataset.json has no labels that nnU-Net understands ({error}): expected its own format"
+            ) from None
+        try:
+            reader = determine_reader_writer_from_dataset_json(dict(dataset), str(example), verbose=False)()
+        except Exception as error:  # each reader has its own
+            raise _unreadable(str(example), error) from None
         targets = tuple(labels.foreground_regions if labels.has_regions else map(int, labels.foreground_labels))
         known = {0, *map(int, labels.all_labels)} | ({labels.ignore_label} if labels.has_ignore_label else set())
         values = {_as_target(value): name for name, value in dataset["labels"].items()}
@@ -79,7 +92,7 @@ class Protocol:
             {str(target): values[_as_target(target)] for target in targets},
             frozenset(known),
             labels.ignore_label,
-            determine_reader_writer_from_dataset_json(dict(dataset), str(example), verbose=False)(),
+            reader,
             tolerance,
         )
 
@@ -203,9 +216,7 @@ def _read(file: str, protocol: Protocol) -> tuple[NDArray[np.int32], dict[str, A
     try:
         array, header = protocol.reader.read_seg(file)
     except Exception as error:  # each reader has its own
-        raise UnreadableError(
-            f"{file} cannot be read ({type(error).__name__}): it is damaged, or still being written; predict it again"
-        ) from None
+        raise _unreadable(file, error) from None
     labels = array.astype(np.int32)
     unknown = sorted(_values(labels) - protocol.known)
     if unknown or not np.array_equal(labels, array):
@@ -215,6 +226,12 @@ def _read(file: str, protocol: Protocol) -> tuple[NDArray[np.int32], dict[str, A
             "dataset.json; evaluate with the dataset.json that belongs to these files (--dataset)"
         )
     return labels, header
+
+
+def _unreadable(file: str, error: Exception) -> UnreadableError:
+    return UnreadableError(
+        f"{file} cannot be read ({type(error).__name__}): it is damaged or still being written; make it again"
+    )
 
 
 def _values(labels: NDArray[np.int32]) -> set[int]:

@@ -55,7 +55,7 @@ def validated_folds(folder: Path) -> list[Path]:
 
 def dataset_of(model: Path) -> str:
     """Return the name of the dataset that a model folder was trained on."""
-    return str(read_json(model / PLANS)["dataset_name"])
+    return str(entry(model / PLANS, "dataset_name"))
 
 
 def find_dataset_json(*folders: Path) -> Path:
@@ -89,6 +89,18 @@ def read_json(file: Path) -> dict[str, Any]:
             f"{file} is no JSON: it is damaged, or still being written; try again or copy it again"
         ) from None
     return content
+
+
+def entry(file: Path, key: str) -> Any:
+    """Return what one of nnU-Net's JSON files says under a key.
+
+    Raises:
+        UserError: it cannot be read, or does not say it.
+    """
+    content = read_json(file)
+    if not isinstance(content, dict) or key not in content:
+        raise UserError(f"{file} has no '{key}': expected a file of nnU-Net's; is it the right one?")
+    return content[key]
 
 
 def pairs(source: Source, ending: str, all_references: bool) -> Iterator[Pair]:
