@@ -16,12 +16,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.data import unlabeled
+from nnunet_semicon.data.images_un import scan_images_un
+from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
 from nnunet_semicon.data.unlabeled import (
     OUTPUTS,
     plans_hash,
-    preprocess_unlabeled,
     require_preprocessed,
-    scan_images_un,
     unlabeled_folder,
     unlabeled_status,
 )
@@ -90,7 +90,7 @@ def test_a_spacing_file_beside_a_tiff_belongs_to_its_case(raw):
         (raw / "imagesUn" / name).write_bytes(b"x")
     dataset_json = read_json(raw / "dataset.json") | {"file_ending": ".tif"}
     assert list(scan_images_un(str(raw), dataset_json)) == ["a"]
-    files = unlabeled._source_files([str(raw / "imagesUn" / f"a_000{c}.tif") for c in range(2)])
+    files = unlabeled.source_files([str(raw / "imagesUn" / f"a_000{c}.tif") for c in range(2)])
     assert [os.path.basename(f) for f in files] == ["a_0000.tif", "a_0001.tif", "a.json"]
     (raw / "imagesUn" / "b.json").write_bytes(b"x")
     with pytest.raises(UserError, match=r"b\.json"):

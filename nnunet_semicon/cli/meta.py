@@ -113,7 +113,8 @@ def unlabeled_cases(raw: str, preprocessed: str) -> list[str]:
     Raises:
         UserError: ``imagesUn`` holds something that is no case.
     """
-    from nnunet_semicon.data.unlabeled import MANIFEST, scan_images_un, unlabeled_folder
+    from nnunet_semicon.data.images_un import scan_images_un
+    from nnunet_semicon.data.unlabeled import MANIFEST, unlabeled_folder
 
     if isdir(raw):
         return list(scan_images_un(raw, _read_json(join(raw, "dataset.json"))))
@@ -127,7 +128,7 @@ def image_files(raw: str) -> dict[str, list[str]]:
     """Return the channel files of every case of ``imagesTr`` and ``imagesUn``; empty without a raw dataset."""
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-    from nnunet_semicon.data.unlabeled import scan_images_un
+    from nnunet_semicon.data.images_un import scan_images_un
 
     if not isdir(raw):
         return {}

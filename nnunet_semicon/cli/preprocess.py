@@ -28,7 +28,8 @@ def run(args: argparse.Namespace) -> int:
     """Preprocess; returns 1 if a case failed (the others are finished)."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_semicon.data.unlabeled import dataset_option, plans_option, preprocess_unlabeled
+    from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
+    from nnunet_semicon.data.unlabeled import dataset_option, plans_option
 
     if args.np is not None and args.np < 1:
         raise UserError(f"-np {args.np}: expected a number of processes >= 1")
@@ -82,7 +83,7 @@ def _folders(name_or_id: str) -> tuple[str, str]:
 
 
 def _require_images_un(raw: str, dataset_json: dict) -> None:
-    from nnunet_semicon.data.unlabeled import FOLDER, scan_images_un
+    from nnunet_semicon.data.images_un import FOLDER, scan_images_un
 
     scan_images_un(raw, dataset_json)  # first: a folder with a similar name is the likelier mistake
     if not isdir(join(raw, FOLDER)):
