@@ -348,7 +348,13 @@ def wait_until_gone(pid: int) -> None:
 
 def test_an_interrupt_ends_everything_with_one_line(tmp_path):
     words = [command("semicon"), "demo", "--out", str(tmp_path / "out"), "--device", "cpu"]
-    demo = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    demo = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
     assert demo.stdout is not None
     for line in demo.stdout:
         if line.startswith("$ nnUNetv2_plan_and_preprocess"):
@@ -358,7 +364,7 @@ def test_an_interrupt_ends_everything_with_one_line(tmp_path):
     children = [int(pid) for pid, parent in map(str.split, listed.splitlines()) if int(parent) == demo.pid]
     assert children
     demo.send_signal(signal.SIGINT)
-    _, error = demo.communicate(timeout=30)
+    _, error = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert error.strip() == "semicon demo: interrupted"
     for child in children:
