@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         written = _write(args.out, dict(zip(SUFFIXES, texts, strict=True)))
     print(_tables(comparison))
     for path in written:
-        print(f"wrote {path}")
+        print(f"written: {path}")
     return 0
 
 

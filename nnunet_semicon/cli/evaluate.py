@@ -204,4 +204,4 @@ def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:
                 print(f"{name} is missing in the {where} of {listing(cases)}.")
     for note in notes:
         print(f"note: {note}")
-    print(f"wrote {file} and {file.with_suffix('.csv').name}")
+    print(f"written: {file} and {file.with_suffix('.csv').name}")
