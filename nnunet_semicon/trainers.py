@@ -2,10 +2,19 @@
 
 from nnunet_semicon.methods.mean_teacher import MeanTeacher
 from nnunet_semicon.methods.sp_con import SPCon
+from nnunet_semicon.methods.sp_con_pretrain import SPConPretrain
 from nnunet_semicon.methods.supervised import Supervised
+from nnunet_semicon.training.pretrain_trainer import PretrainTrainer
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 
-__all__ = ["nnUNetTrainerMeanTeacher", "nnUNetTrainerSPCon", "nnUNetTrainerSupervisedControl"]
+__all__ = [
+    "nnUNetTrainerMeanTeacher",
+    "nnUNetTrainerMetaContrastPretrain",
+    "nnUNetTrainerSPCon",
+    "nnUNetTrainerSPConPretrain",
+    "nnUNetTrainerSimCLRPretrain",
+    "nnUNetTrainerSupervisedControl",
+]
 
 
 class nnUNetTrainerSupervisedControl(SemiTrainer):
@@ -24,3 +33,26 @@ class nnUNetTrainerSPCon(SemiTrainer):
     """Mean teacher and self-paced contrast of images that share slice position or patient."""
 
     method_class = SPCon
+
+
+class nnUNetTrainerSPConPretrain(PretrainTrainer):
+    """Pre-trains the encoder without labels: self-paced contrast of images that share slice position or patient."""
+
+    method_class = SPConPretrain
+
+
+class nnUNetTrainerMetaContrastPretrain(PretrainTrainer):
+    """Pre-trains the encoder without labels: contrast of images that share a meta-label, every pair counts fully."""
+
+    method_class = SPConPretrain
+    defaults = {"regularizer": "none"}  # noqa: RUF012
+
+
+class nnUNetTrainerSimCLRPretrain(PretrainTrainer):
+    """Pre-trains the encoder without labels or meta-labels: contrast of single images (SimCLR)."""
+
+    method_class = SPConPretrain
+    defaults = {  # noqa: RUF012
+        "regularizer": "none",
+        "lambda": {"position": 0.0, "patient": 0.0, "self": 1.0, "others": 0.0},
+    }

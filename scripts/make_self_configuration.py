@@ -45,6 +45,7 @@ def resolved(example: dict[str, Any], configuration: str, trainer: str, **block:
         getattr(trainers, trainer).method_class,
         "cpu",
         "the example",
+        defaults=getattr(trainers, trainer).defaults,
     )
 
 
@@ -56,9 +57,11 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 def hyper_parameters() -> str:
     """Return one table per config class: key, default, range, meaning, source."""
     parts = []
-    classes = {"every trainer": RunConfig}
-    classes |= {f"`{name}`": getattr(trainers, name).method_class.Config for name in sorted(trainers.__all__)}
-    for title, config_class in classes.items():
+    titles: dict[type, list[str]] = {RunConfig: ["every trainer"]}
+    for name in sorted(trainers.__all__):
+        titles.setdefault(getattr(trainers, name).method_class.Config, []).append(f"`{name}`")
+    for config_class, names in titles.items():
+        title = ", ".join(names)
         rows = [
             [f"`{key_of(f)}`", in_words(default_of(f)), allowed(f.metadata), f.metadata["help"], f.metadata["source"]]
             for f in fields(config_class)

@@ -17,36 +17,79 @@ from torch.nn.parallel import DistributedDataParallel
 WORLD = 2
 
 
-def train(name: str, configuration: str, steps: int) -> list[dict]:
-    """Return per rank: ``start`` and ``state`` (tensors by name), ``cases`` drawn, ``memory`` (own buffers)."""
+def train(
+    name: str, configuration: str, steps: int, batches: list[dict] | None = None, only_method: bool = False
+) -> list[dict]:
+    """Train in two processes.
+
+    Args:
+        name: of the trainer.
+        configuration: of the plans.
+        steps: how many.
+        batches: of all ranks together, one per step, each rank gets its part; None: each rank's own loader.
+        only_method: without the supervised loss.
+
+    Returns:
+        Per rank: ``start`` and ``state`` (tensors by name), ``cases`` drawn, and of every step ``scalars`` and
+        ``gradients`` (tensors by name).
+    """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_rank, args=(name, configuration, steps, port, folder), nprocs=WORLD)
+        torch.save(batches, Path(folder) / "batches.pt")
+        mp.spawn(_rank, args=(name, configuration, steps, only_method, port, folder), nprocs=WORLD)
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
-def _rank(rank: int, name: str, configuration: str, steps: int, port: int, folder: str) -> None:
+def part_of(batch: dict, rank: int) -> dict:
+    """The rows of one rank of a batch that a loader made; all ranks get as many."""
+    n, rows = batch["n_labeled"], len(batch["image"])
+
+    def part(start: int, end: int) -> slice:
+        size = (end - start) // WORLD
+        return slice(start + rank * size, start + (rank + 1) * size)
+
+    labeled, unlabeled = part(0, n), part(n, rows)
+
+    def of(value):
+        return torch.cat([value[labeled], value[unlabeled]])
+
+    return {
+        "image": of(batch["image"]),
+        "target": [target[labeled] for target in batch["target"]],
+        "views": batch["views"][:, part(0, rows - n)],
+        "meta": {key: of(codes) for key, codes in batch["meta"].items()},
+        "bbox": of(batch["bbox"]),
+        "case": batch["case"][labeled] + batch["case"][unlabeled],
+        "n_labeled": n // WORLD,
+    }
+
+
+def _rank(rank: int, name: str, configuration: str, steps: int, only_method: bool, port: int, folder: str) -> None:
     os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
-    from tests.harness import make_trainer, state_of
+    from tests.harness import gradients_of, make_trainer, no_supervision, state_of
 
     trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
     trainer = make_trainer(name, configuration)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
     trainer.on_train_start()
     trainer.on_train_epoch_start()
-    start, cases = state_of(trainer), []
-    for _ in range(steps):
-        batch = next(trainer.dataloader_train)
+    if only_method:
+        trainer.loss = no_supervision
+    batches = torch.load(Path(folder) / "batches.pt", weights_only=False)
+    start, cases, scalars, gradients = state_of(trainer), [], [], []
+    for index in range(steps):
+        batch = next(trainer.dataloader_train) if batches is None else part_of(batches[index], rank)
         cases.append((batch["case"], batch["bbox"].tolist()))
         trainer.train_step(batch)
+        scalars.append(trainer.scalars.pop_means())
+        gradients.append(gradients_of(trainer))
     start = {key: start.get(key, torch.zeros(0)) for key in state_of(trainer)}
-    memory = {f"method.{name}" for name, _ in trainer.method.named_buffers() if not name.startswith("teacher")}
-    content = {"start": start, "state": state_of(trainer), "cases": cases, "memory": memory}
+    content = {"start": start, "state": state_of(trainer), "cases": cases, "scalars": scalars, "gradients": gradients}
     torch.save(content, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()

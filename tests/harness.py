@@ -1,7 +1,7 @@
 """Drives the real trainers on the tiny dataset, inside the test's own process."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,28 +74,36 @@ def step(trainer: SemiTrainer, batch: dict | None = None) -> dict:
     return trainer.train_step(next(trainer.dataloader_train) if batch is None else batch)
 
 
+def no_supervision(logits, target):
+    """A zero that is connected to the graph, in the place of nnU-Net's loss."""
+    return sum(scale.sum() for scale in logits) * 0
+
+
 def without_supervision(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace nnU-Net's loss by a zero that is connected to the graph: only the method's own terms are left."""
+    """Replace nnU-Net's loss by zero: only the method's own terms are left."""
+    monkeypatch.setattr(trainer, "loss", no_supervision)
 
-    def nothing(logits, target):
-        return sum(scale.sum() for scale in logits) * 0
 
-    monkeypatch.setattr(trainer, "loss", nothing)
+def gradients_of(trainer: SemiTrainer) -> dict[str, torch.Tensor]:
+    """The gradients that are there, of the network and of the method, by name."""
+    return {
+        prefix + name: parameter.grad.detach().clone()
+        for prefix, module in (("network.", trainer.plain_network), ("method.", trainer.method))
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def capture_gradients(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
-    """Fill the returned dict with the student's gradients of each following step, as they are before clipping."""
+    """Fill the returned dict with the gradients of each following step, as they are before clipping."""
     gradients: dict[str, torch.Tensor] = {}
-    average: Callable[[], None] = trainer._average_method_gradients
+    average: Callable[[Iterable], None] = trainer._average_gradients
 
-    def keep() -> None:
-        average()
-        for prefix, module in (("network.", trainer.plain_network), ("method.", trainer.method)):
-            for name, parameter in module.named_parameters():
-                if parameter.grad is not None:
-                    gradients[prefix + name] = parameter.grad.detach().clone()
+    def keep(parameters: Iterable) -> None:
+        average(parameters)
+        gradients.update(gradients_of(trainer))
 
-    monkeypatch.setattr(trainer, "_average_method_gradients", keep)
+    monkeypatch.setattr(trainer, "_average_gradients", keep)
     return gradients
 
 

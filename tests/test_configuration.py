@@ -16,8 +16,8 @@ WHERE = "the block"
 def test_a_block_overrides_what_it_names_and_nothing_else():
     config = resolve(SPConConfig, {"temperature": 0.1, "lambda": {"patient": 0.5}, "num_epochs": 3}, WHERE)
     assert config.temperature == 0.1
-    assert config.lambda_ == {"position": 1.0, "patient": 0.5}
-    assert config.weighting == SPConConfig().weighting
+    assert config.lambda_ == {**SPConConfig().lambda_, "patient": 0.5}
+    assert config.regularizer == SPConConfig().regularizer
     assert resolve(RunConfig, {"num_epochs": 3}, WHERE) == RunConfig(num_epochs=3)
 
 
@@ -33,7 +33,7 @@ def test_defaults_are_not_shared_between_configs():
         (RunConfig, {"num_epochs": 0}, "expected at least 1"),
         (RunConfig, {"num_epochs": True}, "expected a whole number"),
         (RunConfig, {"seed": -1}, "expected at least 0"),
-        (SPConConfig, {"weighting": "soft"}, "expected one of linear, hard"),
+        (SPConConfig, {"regularizer": "soft"}, "expected one of linear, hard, none"),
         (SPConConfig, {"ema_decay": 1.5}, "expected between 0 and 1"),
         (SPConConfig, {"lambda": {"patients": 1}}, "unknown entry 'lambda.patients'.*did you mean 'patient'"),
         (SPConConfig, {"lambda": 1}, "expected an object"),

@@ -534,7 +534,7 @@ NEW = ["-c", "2d", "--name", "mine"]
         ([*NEW, "--set", "temperature.x=1"], "'temperature' in --set is {'x': 1}, expected a number"),
         ([*NEW, "--set", "temperature=null"], "'temperature' in --set is None, expected a number"),
         ([*NEW, "--set", "cutout=1"], "expected true or false"),
-        ([*NEW, "--set", "weighting=soft"], "expected one of linear, hard"),
+        ([*NEW, "--set", "regularizer=soft"], "expected one of linear, hard, none"),
         ([*NEW, "--set", "lambda.patients=1"], "unknown entry 'lambda.patients' in --set; did you mean 'patient'"),
         ([*NEW, "--set", "lambda.patient.x=1"], "'lambda.patient' in --set is {'x': 1}, expected a number"),
         ([*NEW, "--set", "lambda=1"], "'lambda' in --set is 1, expected an object"),
@@ -652,12 +652,13 @@ def test_a_column_with_one_value_is_no_label(place, capsys, option):
 
 
 def test_the_dataset_alone_lists_what_is_ours(place, capsys):
-    assert configure("-c", "2d", "--name", "mine", "--set", "lambda.patient=0.1", "batch_size=3", "weighting=hard") == 0
+    values = ["lambda.patient=0.1", "batch_size=3", "regularizer=hard"]
+    assert configure("-c", "2d", "--name", "mine", "--set", *values) == 0
     capsys.readouterr()
     assert configure() == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["configuration", "2d_short", "3d_fullres_short", "mine"]
-    assert lines[-1].split(None, 2) == ["mine", "2d", "lambda.patient=0.1 weighting=hard batch_size=3"]
+    assert lines[-1].split(None, 2) == ["mine", "2d", "lambda.patient=0.1 regularizer=hard batch_size=3"]
     assert configure("--delete", "*") == 0
     capsys.readouterr()
     assert configure() == 0
@@ -780,11 +781,20 @@ def test_all_hyper_parameters_of_one_trainer(capsys):
     rows = {line.split()[0]: re.split(r"  +", line) for line in printed.splitlines() if line[:1].isalpha()}
     assert {*keys_of(SPConConfig), *keys_of(RunConfig), "batch_size"} <= rows.keys()
     assert rows["temperature"] == ["temperature", "0.07", "at least 0.001", "tau of the contrast", "supplement 3.2"]
-    assert rows["lambda"][1] == "position=1.0 patient=0.01"
-    assert rows["weighting"][1:3] == ["linear", "linear, hard"]
+    assert rows["lambda"][1] == "position=1.0 patient=0.01 self=0.0 others=0.001"
+    assert rows["regularizer"][1:3] == ["linear", "linear, hard, none"]
     assert rows["ema_decay"][2] == "0 to 1"
     assert rows["cutout"][1:3] == ["false", "true, false"]
     assert rows["seed"][1:3] == ["null", "at least 0"]
+
+
+def test_a_named_variant_shows_its_own_defaults(capsys):
+    assert main(["trainers", "--long", "nnUNetTrainerSimCLRPretrain"]) == 0
+    printed = capsys.readouterr().out
+    rows = {line.split()[0]: re.split(r"  +", line) for line in printed.splitlines() if line[:1].isalpha()}
+    assert rows["lambda"][1] == "position=0.0 patient=0.0 self=1.0 others=0.0"
+    assert rows["regularizer"][1] == "none"
+    assert rows["temperature"][1] == "0.07"
 
 
 def test_an_unknown_trainer_is_one_sentence(capsys):

@@ -86,6 +86,10 @@ MISTAKES = {
         ["--checkpoint", "checkpoint_latest.pth"],
         ["checkpoint_latest.pth does not exist", "'checkpoint_best.pth', 'checkpoint_final.pth'"],
     ),
+    "a pre-training": (
+        ["-tr", "nnUNetTrainerSPConPretrain"],
+        ["nnUNetTrainerSPConPretrain pre-trains an encoder and segments nothing", "-pretrained_weights"],
+    ),
     "no teacher": (["-tr", CONTROL, "--weights", "teacher"], [CONTROL, "has no teacher", "--weights student"]),
 }
 

@@ -49,17 +49,19 @@ TABLE = {
             "tqdm",
         },
     ),
-    # A method is never built from another one: of its own folder only the base.
+    # A method is never built from another one: of its own folder only the base and shared parts.
     "methods": Rule(
-        ours={"methods.base", "losses", "networks", "configuration", "data.batch"},
+        ours={"methods.base", "methods.meta_contrast", "losses", "networks", "configuration", "data.batch"},
         libraries={"numpy", "torch"},
         itself=False,
     ),
+    "pictures": Rule(libraries={"matplotlib", "numpy"}),
     "training": Rule(
-        ours={"methods.base", "networks.taps", "data", "configuration"},
-        libraries={"batchgenerators", "matplotlib", "nnunetv2", "numpy", "torch"},
+        ours={"methods.base", "networks.taps", "data", "configuration", "pictures"},
+        libraries={"batchgenerators", "batchgeneratorsv2", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),
+    "sweep": Rule(ours={"configuration"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}),
     "demo": Rule(libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
     "evaluation": Rule(libraries={"nnunetv2", "numpy", "scipy"}),
     "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),

@@ -214,7 +214,7 @@ def test_cases_of_the_table_and_of_the_dataset(tmp_path):
 
 def test_two_tables_and_a_position_column_are_refused(tmp_path):
     write_table(tmp_path, {case: {"position": 1} for case in CASES})
-    with pytest.raises(UserError, match="has a column 'position', which is computed for every slice"):
+    with pytest.raises(UserError, match="has a column 'position', a name that is ours"):
         extract(str(tmp_path), CASES)
     (tmp_path / "meta_labels.csv").write_text("case,site\n")
     with pytest.raises(UserError, match=r"there are both .*meta_labels\.json and .*meta_labels\.csv"):

@@ -8,7 +8,7 @@ from nnunet_semicon.errors import UserError
 from nnunet_semicon.networks.ema import EmaTeacher, segmentation_teacher
 from nnunet_semicon.networks.heads import Projectors
 from nnunet_semicon.networks.queue import EmbeddingQueue
-from nnunet_semicon.networks.taps import FeatureTaps, channels_at
+from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps, channels_at
 
 
 def unet() -> nn.Module:
@@ -33,23 +33,23 @@ def unet() -> nn.Module:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_taps_catch_the_bottleneck_and_forget_it(compiled):
     network = unet()
-    taps = FeatureTaps(network, ("bottleneck",))
+    taps = FeatureTaps(network, (BOTTLENECK,))
     forward = torch.compile(network, backend="eager") if compiled else network
     for value in (0.0, 1.0):
         image = torch.full((2, 1, 16, 16), value, requires_grad=True)
         forward(image)
-        features = taps.take()["bottleneck"]
+        features = taps.take()[BOTTLENECK]
         torch.testing.assert_close(features, network.encoder(image)[-1])
         assert features.requires_grad
         taps._caught.clear()
     with pytest.raises(RuntimeError, match="did not fire"):
         taps.take()
-    assert channels_at(network, "bottleneck") == 16
+    assert channels_at(network, BOTTLENECK) == 16
 
 
 def test_a_network_without_encoder_stages_is_refused():
     with pytest.raises(UserError, match=r"Linear has no encoder\.stages"):
-        FeatureTaps(nn.Linear(1, 1), ("bottleneck",))
+        FeatureTaps(nn.Linear(1, 1), (BOTTLENECK,))
 
 
 def test_teacher_has_no_gradient_no_deep_supervision_and_stays_in_evaluation():
@@ -92,7 +92,7 @@ def test_projectors_pool_every_dimension():
 
 
 def test_a_grid_of_one_is_the_global_average():
-    (head,) = Projectors(("position",), 4, 2, 1, 8).projectors.values()
+    (head,) = Projectors(("position",), 4, 2, 1, 8).projectors
     features = torch.randn(3, 4, 5, 6)
     torch.testing.assert_close(head(features), head.mlp(features.mean(dim=(2, 3))))
 

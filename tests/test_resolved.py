@@ -143,7 +143,7 @@ def test_a_user_column_becomes_a_label_that_trains(tiny, tmp_path, monkeypatch):
     cases = [path.name.removesuffix("_0000.nii.gz") for path in copy.raw_dataset.glob("images*/*.nii.gz")]
     write_json(copy.raw_dataset / "meta_labels.json", {case: {"phase": case[-2:]} for case in cases})
     trainer = started(SPCON, "2d_short")
-    assert trainer.method.labels == ("position", "patient", "phase")
+    assert trainer.method.contrast.labels == ("position", "patient", "phase")
     batch = next(trainer.dataloader_train)
     assert batch["meta"]["phase"].tolist() == [int(case[-2:]) - 1 for case in batch["case"]]
     step(trainer, batch)

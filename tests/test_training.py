@@ -64,7 +64,7 @@ def test_heads_are_trained_by_exactly_one_optimizer_and_teachers_by_none(trainin
         monkeypatch.setattr(SPCon, "optimizers", Method.optimizers)
     trainer = started(SPCON, "2d_short")
     optimized = [{id(p) for group in o.param_groups for p in group["params"]} for o in trainer.optimizers]
-    heads = {id(p) for p in trainer.method.heads.parameters()}
+    heads = {id(p) for p in trainer.method.contrast.heads.parameters()}
     assert [heads <= ids for ids in optimized] == ([False, True] if own else [True])
     assert sum(bool(heads & ids) for ids in optimized) == 1
     assert not {id(p) for p in trainer.method.teacher.parameters()} & set().union(*optimized)

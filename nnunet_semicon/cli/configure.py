@@ -401,7 +401,9 @@ def show(args: argparse.Namespace, place: Place) -> None:
         meta = training_table(place.raw, place.preprocessed, all_cases(place))
     where = f"the '{BLOCK}' block of configuration '{title}' ({args.p}.json)"
     fingerprint = read_fingerprint(place.preprocessed)
-    resolved = resolve_run(configuration, plans, fingerprint, meta, trainer.method_class, device, where)
+    resolved = resolve_run(
+        configuration, plans, fingerprint, meta, trainer.method_class, device, where, defaults=trainer.defaults
+    )
     print(f"{trainer.__name__} on {place.dataset}, configuration {title}, device {device}:")
     print(as_table(resolved.settings))
     print("This is what would run. Nothing was written.")

@@ -33,9 +33,16 @@ def run(args: argparse.Namespace) -> int:
     """Write the copy and print how to predict with it."""
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
+    from nnunet_semicon import trainers
     from nnunet_semicon.cli.common import dataset_name, results_folder
     from nnunet_semicon.training.checkpoint import STOCK_TRAINER
 
+    trainer = getattr(trainers, args.tr, None)
+    if trainer is not None and trainer.method_class.needs.stage == "pretrain":
+        raise UserError(
+            f"{args.tr} pre-trains an encoder and segments nothing: start another training from its checkpoint with "
+            "-pretrained_weights, and export that one"
+        )
     results_folder()
     name = dataset_name(args.d)
     source = Path(get_output_folder(name, args.tr, args.p, args.c))

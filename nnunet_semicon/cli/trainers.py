@@ -81,25 +81,27 @@ def how_rows_are_spent(needs: "Needs") -> str:
     if needs.student_views == 0:
         return "all labeled"
     views = "1 view" if needs.student_views == 1 else f"{needs.student_views} views"
+    if needs.stage == "pretrain":
+        return f"{views} of each image, none labeled"
     return f"half of them labeled (labeled_per_step), the rest {views} of each unlabeled image"
 
 
 def hyper_parameters(name: str) -> str:
     """Return every hyper-parameter of a trainer: default, range or choices, meaning, source."""
-    from nnunet_semicon.configuration.config import RunConfig, keys_of
+    from nnunet_semicon.configuration.config import RunConfig, default_of, keys_of
 
-    method = find_trainer(name).method_class
-    head = ["key", "default", "allowed", "meaning", "source"]
-    rows = [head, *(_row(key, f) for key, f in {**keys_of(method.Config), **keys_of(RunConfig)}.items())]
+    trainer = find_trainer(name)
+    settings = {**keys_of(trainer.method_class.Config), **keys_of(RunConfig)}
+    defaults = {**{key: default_of(f) for key, f in settings.items()}, **trainer.defaults}
+    rows = [["key", "default", "allowed", "meaning", "source"]]
+    rows += [_row(key, defaults[key], f) for key, f in settings.items()]
     rows.append(["batch_size", "planned", "at least 1", "rows per step (nnU-Net's own key)", "nnU-Net"])
     return f"{summary(name)}\n\n{aligned(rows)}\n\nSet them with `semicon configure --set KEY=VALUE`."
 
 
-def _row(key: str, config_field: "Field[Any]") -> list[str]:
-    from nnunet_semicon.configuration.config import default_of
-
+def _row(key: str, default: Any, config_field: "Field[Any]") -> list[str]:
     metadata = config_field.metadata
-    return [key, in_words(default_of(config_field)), allowed(config_field), metadata["help"], metadata["source"]]
+    return [key, in_words(default), allowed(config_field), metadata["help"], metadata["source"]]
 
 
 def allowed(config_field: "Field[Any]") -> str:

@@ -20,7 +20,11 @@ class MethodRules(Protocol):
     """What is needed of a method's class."""
 
     Config: ClassVar[Any]
-    needs: ClassVar[Any]
+
+    @classmethod
+    def needs_of(cls, config: Any) -> Any:
+        """Return what the method asks of the trainer."""
+        ...
 
     @classmethod
     def derive(cls, config: Any, facts: Facts) -> dict[str, Derived]:
@@ -35,6 +39,8 @@ class Resolved:
     Attributes:
         run: settings of every trainer.
         config: settings of the method (an instance of its ``Config``).
+        needs: what the method asks of the trainer with these settings.
+        rows: how this rank spends the rows of a step.
         facts: what the method's own rules looked at.
         columns: columns of the meta table that serve as labels.
         derived: hyper-parameter of the method -> value and reason, where the config left it open.
@@ -43,6 +49,8 @@ class Resolved:
 
     run: RunConfig
     config: Any
+    needs: Any
+    rows: rules.RowPlan
     facts: Facts
     columns: Mapping[str, MetaColumn]
     derived: Mapping[str, Derived]
@@ -58,6 +66,7 @@ def resolve_run(
     device: str,
     where: str,
     rank_batch_size: int | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Resolve a run; a pure function.
 
@@ -70,32 +79,38 @@ def resolve_run(
         device: ``cpu``, ``cuda`` or ``mps``.
         where: file and configuration, for error messages.
         rank_batch_size: planned rows of this rank; None: the whole batch on one device.
+        defaults: what the trainer sets in the place of the method's defaults, as a ``semicon`` block.
 
     Raises:
         UserError: a value of the ``semicon`` block is refused.
     """
     block = configuration.get(BLOCK, {})
+    own = defaults or {}
     columns = meta.label_columns() if meta else {}
     run = resolve(RunConfig, block, where, columns)
-    config = resolve(method.Config, block, where, columns)
+    config = resolve(method.Config, overlaid(own, block), where, columns)
+    needs = method.needs_of(config)
 
     batch_size = configuration["batch_size"]
-    share = run.labeled_per_step and max(1, run.labeled_per_step * (rank_batch_size or batch_size) // batch_size)
     partitions = partitions_of(configuration, plans, fingerprint)
-    rows = rules.plan_rows(
-        rank_batch_size or batch_size,
-        share,
-        method.needs.student_views,
-        partitions.value,
-        method.needs.sample_scans,
-    )
-    facts = _facts(partitions, columns, rows)
-    derived = {key: _with_origin(value, key in block) for key, value in method.derive(config, facts).items()}
+
+    def rows_of(share: int) -> rules.RowPlan:
+        labeled = run.labeled_per_step and max(1, run.labeled_per_step * share // batch_size)
+        return rules.plan_rows(share, labeled, needs.student_views, partitions.value, needs.sample_scans, needs.stage)
+
+    rows = rows_of(rank_batch_size or batch_size)
+    facts = _facts(partitions, columns, rows_of(batch_size))
+    try:
+        derived = {key: _with_origin(value, key in block) for key, value in method.derive(config, facts).items()}
+    except UserError as error:
+        raise UserError(f"{error} (in {where})") from None
 
     settings = {}
     for instance in (run, config):
         for f in fields(instance):
-            reason = SET if key_of(f) in block else f.metadata["source"] or "default"
+            key = key_of(f)
+            reason = SET if key in block else "default of this trainer" if key in own else f.metadata["source"]
+            reason = reason or "default"
             settings[key_of(f)] = Derived(getattr(instance, f.name), reason)
     settings |= {
         "batch_size": Derived(batch_size, "planned by nnU-Net, or set in the plans"),
@@ -107,7 +122,16 @@ def resolve_run(
         "device": Derived(device, "no value depends on it"),
     }
     used = {name: meta.columns[name] for name in meta.labels()} if meta else {}
-    return Resolved(run, config, facts, used, derived, settings)
+    return Resolved(run, config, needs, rows, facts, used, derived, settings)
+
+
+def overlaid(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a ``semicon`` block over the defaults of a trainer; objects are merged entry by entry."""
+    merged = {**defaults, **block}
+    for key, value in defaults.items():
+        if isinstance(value, Mapping) and isinstance(merged[key], Mapping):
+            merged[key] = {**value, **merged[key]}
+    return merged
 
 
 def partitions_of(

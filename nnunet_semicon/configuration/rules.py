@@ -7,12 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from nnunet_semicon.meta_labels.table import OTHERS, SELF
+
+Stage = Literal["pretrain", "joint"]
 
 # fewer embeddings than this in a step leave too few negatives: contrast is then against a queue as well
 FEW_EMBEDDINGS = 16
-# phase in ACDC (SP-Con supplement, section 4.6); other columns of a meta table are as weak a hint
-OTHER_LABEL_WEIGHT = 0.001
 SET = "set in the plans"  # the reason of a value that the user chose
 
 
@@ -82,15 +84,15 @@ def label_weights(weights: Mapping[str, float], labels: Sequence[str], unusable:
     """Weight of every meta-label that the data carries; those with weight 0 are left out.
 
     Args:
-        weights: meta-label -> weight, as configured.
-        labels: meta-labels of the data.
+        weights: meta-label -> weight, as configured; ``others`` is the weight of every label that is not named.
+        labels: meta-labels of the data; ``self`` needs none.
         unusable: meta-label -> why the data does not carry it.
     """
-    value = {name: weights.get(name, OTHER_LABEL_WEIGHT) for name in labels}
+    value = {name: weights.get(name, weights[OTHERS]) for name in (*labels, SELF)}
     others = [name for name in labels if name not in weights]
-    notes = [f"no {name}: {unusable[name]}" for name in weights if name in unusable]
-    if others:
-        notes.append(f"{', '.join(others)} from the meta table with {OTHER_LABEL_WEIGHT} each")
+    notes = [f"no {name}: {unusable[name]}" for name, weight in weights.items() if name in unusable and weight > 0]
+    if others and weights[OTHERS] > 0:
+        notes.append(f"{', '.join(others)} from the meta table with {weights[OTHERS]:g} each")
     return Derived({name: weight for name, weight in value.items() if weight > 0}, "; ".join(notes) or "all there")
 
 
@@ -118,7 +120,12 @@ class RowPlan:
 
 
 def plan_rows(
-    batch_size: int, labeled_per_step: int | None, student_views: int, partition_count: int | None, sample_scans: bool
+    batch_size: int,
+    labeled_per_step: int | None,
+    student_views: int,
+    partition_count: int | None,
+    sample_scans: bool,
+    stage: Stage = "joint",
 ) -> RowPlan:
     """Spend ``batch_size`` rows on labeled images and on views of unlabeled ones.
 
@@ -128,11 +135,12 @@ def plan_rows(
         student_views: rows of the student per unlabeled image; 0: the method uses none.
         partition_count: S, or None without a slice axis.
         sample_scans: draw scans x partitions instead of single images.
+        stage: ``pretrain`` has no labeled row, whatever ``labeled_per_step`` says.
     """
     if student_views == 0:
         labeled = labeled_per_step or batch_size
         return RowPlan(labeled, 0, 0, 0, labeled, max(0, labeled - batch_size), "labeled rows only")
-    labeled = labeled_per_step or max(1, batch_size // 2)
+    labeled = 0 if stage == "pretrain" else labeled_per_step or max(1, batch_size // 2)
     images = max(1, (batch_size - labeled) // student_views)
     scans, per_scan = 0, 0
     if sample_scans:
@@ -153,7 +161,7 @@ class Facts:
         partitions: S, or None where there is no position label.
         labels: meta-labels that the data carries, position first.
         unusable: meta-label -> why the data does not carry it.
-        rows: how the rows of a step are spent.
+        rows: how the rows of a step are spent, all ranks together: no rule may depend on the number of ranks.
     """
 
     partitions: int | None

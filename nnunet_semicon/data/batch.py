@@ -13,9 +13,9 @@ class TwoStreamBatch:
     """Labeled and unlabeled images of one step; labeled-ness is carried by the row, never by a target value.
 
     Attributes:
-        image: (B, C, *S) float32; rows ``[0, n_labeled)`` are labeled, the rest is view 0 (weak) of unlabeled images.
+        image: (B, C, *S) float32; rows ``[0, n_labeled)`` are labeled, the rest is view 0 of unlabeled images.
         target: labeled rows only; a list over deep-supervision scales of (n_labeled, 1, *S_k) int16, or
-            (n_labeled, R, *S_k) bool for regions; a single tensor without deep supervision.
+            (n_labeled, R, *S_k) bool for regions; a single tensor without deep supervision; empty in pre-training.
         views: (V - 1, B - n_labeled, C, *S) float32, the further (strong) views of the unlabeled images.
         meta: meta-label -> (B,) int64 codes, -1 unknown.
         bbox: (B, 3, 2) int64, the crop in preprocessed voxels (axis 0 is the slice axis; in 2d one slice thick).
@@ -54,11 +54,16 @@ class TwoStreamBatch:
         )
 
     @property
+    def meta_of_unlabeled(self) -> dict[str, Tensor]:
+        """Meta-label -> (B - n_labeled,) int64 codes."""
+        return {name: codes[self.n_labeled :] for name, codes in self.meta.items()}
+
+    @property
     def labeled(self) -> Tensor:
         """(n_labeled, C, *S)."""
         return self.image[: self.n_labeled]
 
     @property
     def unlabeled(self) -> Tensor:
-        """(B - n_labeled, C, *S), the weak view."""
+        """(B - n_labeled, C, *S), view 0."""
         return self.image[self.n_labeled :]

@@ -173,12 +173,12 @@ class TwoStreamLoader:
     """Endless iterator over the dicts that :class:`~nnunet_semicon.data.batch.TwoStreamBatch` wraps.
 
     Args:
-        labeled: nnU-Net's labeled loader.
+        labeled: nnU-Net's labeled loader; None for a method that uses no label (pre-training).
         unlabeled: None for a method that uses no unlabeled image.
         meta: meta-labels of the rows.
     """
 
-    def __init__(self, labeled: LabeledLoader, unlabeled: UnlabeledLoader | None, meta: MetaLabeler) -> None:
+    def __init__(self, labeled: LabeledLoader | None, unlabeled: UnlabeledLoader | None, meta: MetaLabeler) -> None:
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.meta = meta
@@ -187,26 +187,33 @@ class TwoStreamLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        labeled = next(self.labeled)
-        image, boxes, cases = labeled["data"], labeled["bbox"], [str(case) for case in labeled["keys"]]
-        views = image.new_empty((0, 0, *image.shape[1:]))
+        images, boxes, cases, target, views = [], [], [], [], None
+        if self.labeled is not None:
+            labeled = next(self.labeled)
+            images.append(labeled["data"])
+            boxes.append(labeled["bbox"])
+            cases += [str(case) for case in labeled["keys"]]
+            target = labeled["target"]
+        n_labeled = len(cases)
         if self.unlabeled is not None:
             with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
                 drawn, drawn_boxes, drawn_cases = self.unlabeled.draw()
-            image = torch.cat([image, drawn[0]])
+            images.append(drawn[0])
+            boxes.append(drawn_boxes)
+            cases += drawn_cases
             views = drawn[1:]
-            boxes = torch.cat([boxes, drawn_boxes])
-            cases = cases + drawn_cases
+        image, bbox = torch.cat(images), torch.cat(boxes)
         return {
             "image": image,
-            "target": labeled["target"],
-            "views": views,
-            "meta": self.meta.codes(cases, boxes),
-            "bbox": boxes,
+            "target": target,
+            "views": image.new_empty((0, 0, *image.shape[1:])) if views is None else views,
+            "meta": self.meta.codes(cases, bbox),
+            "bbox": bbox,
             "case": cases,
-            "n_labeled": len(labeled["keys"]),
+            "n_labeled": n_labeled,
         }
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by nnU-Net's worker processes."""
-        self.labeled.set_thread_id(thread_id)
+        if self.labeled is not None:
+            self.labeled.set_thread_id(thread_id)

@@ -31,7 +31,7 @@ from nnunet_semicon.meta_labels.extract import (
 )
 from nnunet_semicon.meta_labels.table import (
     PATIENT,
-    POSITION,
+    RESERVED,
     MetaColumn,
     MetaTable,
     column,
@@ -161,11 +161,12 @@ def user_file(raw_dataset: str) -> str | None:
 
 def _check_user_table(path: str, user: UserTable, cases: Sequence[str]) -> list[str]:
     """Return notes on cases that the dataset lacks; a case that the file lacks is refused."""
-    if POSITION in user.columns or "" in user.columns:
-        what = (
-            f"a column '{POSITION}', which is computed for every slice" if POSITION in user.columns else "a column ''"
+    refused = [name for name in user.columns if name in ("", *RESERVED)]
+    if refused:
+        raise UserError(
+            f"{path} has a column '{refused[0]}', a name that is ours ({listing(RESERVED)} mean something else) or "
+            "empty: rename or remove it"
         )
-        raise UserError(f"{path} has {what}: rename or remove it")
     missing = [case for case in cases if case not in user.rows]
     unknown = sorted(set(user.rows) - set(cases))
     if missing:

@@ -58,10 +58,16 @@ class ViewPipeline:
         strong: intensity transforms of the views after the first.
         views: V >= 1.
         shared_geometry: all views show the same voxels (pixel-wise consistency) or each its own (image-wise contrast).
+        weak_view: view 0 keeps its intensities.
     """
 
     def __init__(
-        self, training_transforms: ComposeTransforms, strong: BasicTransform, views: int, shared_geometry: bool
+        self,
+        training_transforms: ComposeTransforms,
+        strong: BasicTransform,
+        views: int,
+        shared_geometry: bool,
+        weak_view: bool = True,
     ) -> None:
         self.geometry = ComposeTransforms([t for t in training_transforms.transforms if isinstance(t, GEOMETRY)])
         masking = [t for t in training_transforms.transforms if isinstance(t, MaskImageTransform)]
@@ -69,6 +75,7 @@ class ViewPipeline:
         self.strong = strong
         self.views = views
         self.shared_geometry = shared_geometry
+        self.weak_view = weak_view
 
     @property
     def needs_mask(self) -> bool:
@@ -76,7 +83,7 @@ class ViewPipeline:
         return self.mask is not None
 
     def __call__(self, image: Tensor, outside: Tensor | None) -> Tensor:
-        """Return (V, C, *S) float32; view 0 is the weak one.
+        """Return (V, C, *S) float32; view 0 is the weak one, if there is one.
 
         Args:
             image: (C, *S_initial) float32, the crop before the spatial transforms.
@@ -89,7 +96,7 @@ class ViewPipeline:
                 moved = self._move(image, outside)
             # transforms work in place
             sample = {name: tensor.clone() for name, tensor in moved.items()}
-            if view > 0:
+            if view > 0 or not self.weak_view:
                 sample["image"] = self.strong(image=sample["image"])["image"]
             if self.mask is not None:
                 sample = self.mask(**sample)

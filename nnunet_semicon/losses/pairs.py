@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 UNKNOWN = -1
+OTHER = -2  # for the bank: a known label that no row of the batch has
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,8 @@ def pairs_by_label(labels: Tensor, bank_labels: Tensor | None) -> Pairs:
 
     Args:
         labels: (M,) int64 labels of the anchors, -1 = unknown.
-        bank_labels: (K,) int64 labels of the bank, -1 = unknown or an empty slot; None: no bank.
+        bank_labels: (K,) int64 labels of the bank, -1 = unknown or an empty slot, -2 = differs from every row's;
+            None: no bank.
 
     Returns:
         Masks with A = M + K: first the M rows themselves, then the K bank rows. The rows and columns of unknown labels

@@ -15,6 +15,7 @@ Deviations: gamma = inf, where R is an infinite constant, leaves R out and is pl
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_semicon.losses.contrastive import mean_over_positives, pair_losses
@@ -24,7 +25,7 @@ Mode: TypeAlias = Literal["hard", "linear"]
 
 
 class SelfPaced(NamedTuple):
-    """The terms of one self-paced contrast, 0-dim each.
+    """The terms of one self-paced contrast, 0-dim each but for the quartiles.
 
     Attributes:
         loss: mean of w l + R(w), to be minimized. R <= 0, so it is negative where most pairs are easier than gamma,
@@ -32,12 +33,14 @@ class SelfPaced(NamedTuple):
         weighted: mean of w l, detached; >= 0, for curves.
         unweighted: mean of l, detached: plain contrast, the curve that falls when the embedding learns the label.
         mean_weight: mean of w over all positive pairs, detached, in [0, 1]; 0 without a positive pair.
+        quartiles: (3,) first quartile, median and third quartile of w over all positive pairs; 0 without one.
     """
 
     loss: Tensor
     weighted: Tensor
     unweighted: Tensor
     mean_weight: Tensor
+    quartiles: Tensor
 
 
 def self_paced_weights(pair_loss: Tensor, gamma: float | Tensor, mode: Mode) -> Tensor:
@@ -95,7 +98,7 @@ def self_paced_contrast(
         mode: "hard" or "linear".
 
     Returns:
-        The loss and three numbers to watch, all float32 (float64 for float64 input), finite for gamma = inf too.
+        The loss and numbers to watch, all float32 (float64 for float64 input), finite for gamma = inf too.
     """
     losses = pair_losses(anchors, candidates, pairs.candidate, temperature)
     weights = self_paced_weights(losses, gamma, mode)
@@ -103,7 +106,14 @@ def self_paced_contrast(
     cost = mean_over_positives(regularizer(weights, gamma, mode), pairs.positive)
     selected = weights.masked_fill(~pairs.positive, 0.0).sum() / pairs.positive.sum().clamp_min(1)
     unweighted = mean_over_positives(losses.detach(), pairs.positive)
-    return SelfPaced(weighted + cost, weighted.detach(), unweighted, selected)
+    return SelfPaced(weighted + cost, weighted.detach(), unweighted, selected, _quartiles(weights, pairs.positive))
+
+
+def _quartiles(weights: Tensor, positive: Tensor) -> Tensor:
+    """Quartiles of the weights of positive pairs; masked, not selected: a selection would wait for the device."""
+    levels = torch.tensor([0.25, 0.5, 0.75], dtype=weights.dtype, device=weights.device)
+    of_positives = weights.masked_fill(~positive, torch.nan).flatten()
+    return torch.nanquantile(F.pad(of_positives, (0, 1), value=torch.nan), levels).nan_to_num(0.0)  # never empty
 
 
 def _pace(gamma: float | Tensor, mode: Mode, like: Tensor) -> Tensor:

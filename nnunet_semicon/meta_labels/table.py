@@ -10,6 +10,9 @@ from nnunet_semicon.meta_labels.extract import patients_from_names
 UNKNOWN = -1
 PATIENT = "patient"
 POSITION = "position"  # depends on the slice, so it is no column of the table (see position.py)
+SELF = "self"  # every image is its own label: the contrast of SimCLR
+OTHERS = "others"  # stands for every column without a weight of its own
+RESERVED = (POSITION, SELF, OTHERS)  # no column may be called so
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ nothing of mixed precision, clipping, devices, ranks or files; the trainer knows
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import Derived, Facts, Stage
 from nnunet_semicon.data.batch import TwoStreamBatch
 
 Logits = Tensor | list[Tensor]
@@ -26,7 +27,9 @@ class Needs:
         views: views the loader makes of each unlabeled image (0: the method uses none).
         student_views: rows of the student's forward pass per unlabeled image.
         shared_geometry: all views show the same voxels.
-        sample_scans: draw scans x partitions of *all* training cases instead of single unlabeled images.
+        weak_view: view 0 keeps its intensities, for a teacher or for pseudo-labels.
+        draw_all: the unlabeled stream draws from the labeled training cases too (never their labels).
+        sample_scans: draw scans x partitions instead of single images.
         meta: the method reads ``batch.meta``.
         taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
         stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
@@ -35,10 +38,12 @@ class Needs:
     views: int = 0
     student_views: int = 0
     shared_geometry: bool = True
+    weak_view: bool = True
+    draw_all: bool = False
     sample_scans: bool = False
     meta: bool = False
     taps: tuple[str, ...] = ()
-    stage: Literal["pretrain", "joint"] = "joint"
+    stage: Stage = "joint"
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class BuildContext:
         has_regions: sigmoid heads instead of softmax.
         tap_channels: tap -> channels of its features.
         spatial_dims: 2 or 3.
+        gather: maps the rows (B, ...) of this rank to those of all ranks, in the same order on every rank. A loss over
+            all rows gets the gradient that one process with all rows would compute; with one rank it does nothing.
     """
 
     network: nn.Module
@@ -60,6 +67,7 @@ class BuildContext:
     has_regions: bool
     tap_channels: Mapping[str, int]
     spatial_dims: int
+    gather: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class StudentOutput:
     """One forward pass of the student.
 
     Attributes:
-        logits: (B, K, *S), or a list of them over deep-supervision scales, the finest first.
+        logits: (B, K, *S), or a list of them over deep-supervision scales, the finest first; empty where only the
+            encoder runs (pre-training).
         features: tap -> (B, C, *s).
     """
 
@@ -116,16 +125,23 @@ class Method(nn.Module):
     Attributes:
         cost: what a step costs beyond the rows of the student, in words.
         scalar_names: the keys of ``StepOutput.scalars``.
+        snapshots: name of what :meth:`snapshot` shows (:mod:`nnunet_semicon.training.snapshots`); None: nothing.
     """
 
     Config: ClassVar[type[Any]]
     needs: ClassVar[Needs] = Needs()
     cost: ClassVar[str]
     scalar_names: tuple[str, ...] = ()
+    snapshots: str | None = None
 
     def __init__(self, config: Any, build: BuildContext) -> None:
         super().__init__()
         self.config = config
+
+    @classmethod
+    def needs_of(cls, config: Any) -> Needs:
+        """Return what the method asks of the trainer with these hyper-parameters; a pure function."""
+        return cls.needs
 
     @classmethod
     def derive(cls, config: Any, facts: Facts) -> dict[str, Derived]:
@@ -146,9 +162,42 @@ class Method(nn.Module):
     ) -> None:
         """Called after the optimizer step: moving averages, queues, a discriminator's own step."""
 
+    def snapshot(
+        self, features: Mapping[str, Tensor], meta: Mapping[str, Tensor], fraction: float
+    ) -> Mapping[str, Tensor]:
+        """Return arrays that show what the method does with a few fixed images; called at a few moments of the run.
+
+        Args:
+            features: tap -> (N, C, *s) of the images.
+            meta: meta-label -> (N,) codes.
+            fraction: finished part of the run.
+        """
+        raise NotImplementedError
+
     def optimizers(self) -> list[Optimizer]:
         """Optimizers of parameters that do not belong into nnU-Net's own one."""
         return []
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Optimizer and schedule of a pre-training: RAdam, linear warm-up, cosine (SP-Con supplement, Fig. 5)."""
+
+    learning_rate: float = setting(
+        2e-4, "largest learning rate", low=0, source="SP-Con's code; the supplement prints 100 times that"
+    )
+    warmup: float = setting(
+        0.1, "part of the run over which the learning rate grows", low=0, high=1, source="supplement, Fig. 5"
+    )
+    weight_decay: float = setting(1e-5, "weight decay of RAdam", low=0, source="SP-Con's code")
+
+
+class PretrainMethod(Method):
+    """A method that trains the encoder before there is any label; ``Config`` is a :class:`PretrainConfig`."""
+
+    def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
+        """Return name -> () of one batch of validation images; ``loss`` among them, lower is better."""
+        raise NotImplementedError
 
 
 def rows_of(logits: Logits, rows: slice) -> Logits:

@@ -34,7 +34,7 @@ class Projector(nn.Module):
 
 
 class Projectors(nn.Module):
-    """One independent projector per meta-label.
+    """One independent projector per meta-label, or one for all.
 
     Args:
         names: of the meta-labels; none is allowed.
@@ -42,12 +42,27 @@ class Projectors(nn.Module):
         spatial_dims: 2 or 3.
         grid: parts per axis that features are averaged over.
         out: dimension of an embedding.
+        shared: all meta-labels share one projector.
     """
 
-    def __init__(self, names: Sequence[str], in_channels: int, spatial_dims: int, grid: int, out: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        in_channels: int,
+        spatial_dims: int,
+        grid: int,
+        out: int,
+        shared: bool = False,
+    ) -> None:
         super().__init__()
-        self.projectors = nn.ModuleDict({k: Projector(in_channels, spatial_dims, grid, out=out) for k in names})
+        self.names = tuple(names)
+        count = min(len(names), 1) if shared else len(names)
+        # a list: the keys of a ModuleDict may be neither "type" nor hold a dot, names of columns may
+        self.projectors = nn.ModuleList(Projector(in_channels, spatial_dims, grid, out=out) for _ in range(count))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Map (B, C, *S) to meta-label -> (B, out)."""
-        return {name: projector(features) for name, projector in self.projectors.items()}
+        embeddings = [projector(features) for projector in self.projectors]
+        if len(embeddings) < len(self.names):
+            embeddings *= len(self.names)
+        return dict(zip(self.names, embeddings, strict=True))

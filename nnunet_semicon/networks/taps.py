@@ -1,5 +1,6 @@
 """Features from inside the network, caught by forward hooks: the network itself stays the plain nnU-Net."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,27 +8,49 @@ from torch import Tensor, nn
 
 from nnunet_semicon.errors import UserError
 
-BOTTLENECK = "bottleneck"
+
+def encoder_tap(above: int = 0) -> str:
+    """Return the name of the tap ``above`` stages above the bottleneck of the encoder."""
+    return f"encoder[-{above + 1}]"
 
 
-def _bottleneck(network: Any) -> nn.Module:
+BOTTLENECK = encoder_tap()
+
+
+def stage_of(name: str) -> int:
+    """Return the index of a tap's stage among those of the encoder, counted from the end: -1 is the bottleneck."""
+    match = re.fullmatch(r"encoder\[(-\d+)\]", name)
+    if match is None:
+        raise ValueError(f"no tap is called {name!r}, expected 'encoder[-1]', 'encoder[-2]', ...")
+    return int(match[1])
+
+
+def _location(network: Any, name: str) -> nn.Module:
     try:
-        deepest: nn.Module = network.encoder.stages[-1]
+        stages = network.encoder.stages
     except AttributeError:
         raise UserError(
             f"the network {type(network).__name__} has no encoder.stages to take features from; expected one of "
             "nnU-Net's U-Nets (PlainConvUNet, ResidualEncoderUNet): use other plans"
         ) from None
-    return deepest
-
-
-LOCATIONS = {BOTTLENECK: _bottleneck}
+    stage = stage_of(name)
+    if len(stages) < -stage:
+        raise UserError(
+            f"features are asked for {-stage - 1} stages above the bottleneck, but the encoder has {len(stages)} "
+            f"stages: choose a tap_level of at most {len(stages) - 1}"
+        )
+    location: nn.Module = stages[stage]
+    return location
 
 
 def channels_at(network: Any, name: str) -> int:
-    """Return the number of channels of a tap's features."""
-    LOCATIONS[name](network)  # refuses a network without that place
-    return int(network.encoder.output_channels[-1])
+    """Return the number of channels of a tap's features.
+
+    Raises:
+        UserError: the network has no such place.
+    """
+    _location(network, name)
+    return int(network.encoder.output_channels[stage_of(name)])
 
 
 class FeatureTaps:
@@ -38,14 +61,14 @@ class FeatureTaps:
 
     Args:
         network: the plain network (neither compiled nor wrapped).
-        names: keys of :data:`LOCATIONS`.
+        names: as :func:`encoder_tap` gives them.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         self.names = tuple(names)
         self._caught: dict[str, Tensor] = {}
         for name in self.names:
-            LOCATIONS[name](network).register_forward_hook(self._hook(name))
+            _location(network, name).register_forward_hook(self._hook(name))
 
     def take(self) -> dict[str, Tensor]:
         """Return name -> (B, C, *S) of the latest forward pass and forget them.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import matplotlib.pyplot as plt
 
 FILE = "scalars.jsonl"
 FIGURE = "progress_semicon.png"
+QUARTILE = re.compile(r"(.+?)_q([123])_(.+)")  # weight_q1_patient: the first quartile of weight_patient
 
 
 class ScalarLog:
@@ -61,7 +63,7 @@ class ScalarLog:
         return [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
 
     def _draw(self, rows: list[dict[str, Any]]) -> None:
-        names = [name for name in rows[-1] if name != "epoch"]
+        names = [name for name in rows[-1] if name != "epoch" and not QUARTILE.fullmatch(name)]
         columns = min(3, len(names))
         lines = -(-len(names) // columns)
         with plt.style.context("default"):  # nnU-Net's logger changes the global style
@@ -69,6 +71,7 @@ class ScalarLog:
             for axis, name in zip(axes.flat, names, strict=False):
                 shown = [(row["epoch"], row[name]) for row in rows if name in row]
                 axis.plot(*zip(*shown, strict=True), marker=".", color="tab:blue")
+                _draw_quartiles(axis, rows, name)
                 axis.set_title(name)
                 axis.set_xlabel("epoch")
                 axis.grid(alpha=0.3)
@@ -77,3 +80,18 @@ class ScalarLog:
             figure.tight_layout()
             figure.savefig(self.figure, dpi=80)
             plt.close(figure)
+
+
+def _draw_quartiles(axis: Any, rows: list[dict[str, Any]], name: str) -> None:
+    """Draw median and the band between the quartiles of ``name`` where they are among the scalars."""
+    keys = {}
+    for key in rows[-1]:
+        match = QUARTILE.fullmatch(key)
+        if match and f"{match[1]}_{match[3]}" == name:
+            keys[match[2]] = key
+    if len(keys) == 3:
+        kept = [row for row in rows if keys["2"] in row]
+        epochs = [row["epoch"] for row in kept]
+        low, median, high = ([row[keys[quarter]] for row in kept] for quarter in "123")
+        axis.fill_between(epochs, low, high, color="tab:blue", alpha=0.2)
+        axis.plot(epochs, median, color="tab:blue", linestyle=":")

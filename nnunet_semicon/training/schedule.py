@@ -1,5 +1,6 @@
-"""nnU-Net's learning-rate schedule for any number of optimizers."""
+"""Learning-rate schedules for any number of optimizers; each group keeps its own base learning rate."""
 
+import math
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
@@ -28,3 +29,35 @@ class FractionPolyLR:
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group, lr in zip(optimizer.param_groups, base, strict=True):
                 group["lr"] = lr * (1 - epoch / self.epochs) ** self.exponent
+
+
+class WarmupCosine:
+    """Linear warm-up from 1/400 of the base learning rate, then cosine to 1e-7 (SP-Con supplement, Fig. 5).
+
+    Args:
+        optimizers: their groups' present learning rates are the base rates.
+        epochs: length of the run.
+        warmup: part of the run over which the learning rate grows, in [0, 1].
+    """
+
+    START = 1 / 400  # of the base rate
+    END = 1e-7
+
+    def __init__(self, optimizers: Sequence[Optimizer], epochs: int, warmup: float) -> None:
+        self.optimizers = optimizers
+        self.epochs = epochs
+        self.warmup = warmup
+        self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def step(self, epoch: float) -> None:
+        """Set the learning rates of ``epoch``; a fraction is a moment within it."""
+        done = epoch / self.epochs
+        for optimizer, base in zip(self.optimizers, self.base, strict=True):
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = self._rate(done, lr)
+
+    def _rate(self, done: float, base: float) -> float:
+        if done < self.warmup:
+            return base * (self.START + (1 - self.START) * done / self.warmup)
+        after = (done - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 1.0
+        return self.END + (base - self.END) * (1 + math.cos(math.pi * min(after, 1.0))) / 2

@@ -6,6 +6,7 @@ Everything nnU-Net does not have to do differently is inherited. A concrete trai
 import json
 import os
 import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
@@ -26,18 +28,27 @@ from nnunet_semicon.configuration import rules
 from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, keys_of
 from nnunet_semicon.configuration.resolved import Resolved, as_table, differences, read_fingerprint, resolve_run
 from nnunet_semicon.data.batch import TwoStreamBatch
-from nnunet_semicon.data.loader import CasePool, LabeledLoader, MetaLabeler, TwoStreamLoader, UnlabeledLoader
+from nnunet_semicon.data.gallery import Gallery
+from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.data.splits import check_fold, read_splits
 from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
-from nnunet_semicon.data.views import ViewPipeline, strong_intensity
 from nnunet_semicon.data.workers import start_workers, stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.training import checkpoint as checkpoints
+from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.schedule import FractionPolyLR
+from nnunet_semicon.training.snapshots import Snapshots
+from nnunet_semicon.training.streams import (
+    Augmentation,
+    cases_to_draw,
+    gallery_of_two_scans,
+    scan_numbers,
+    two_streams,
+)
 
 MAX_GRADIENT_NORM = 12  # nnU-Net's own
 
@@ -46,11 +57,15 @@ class SemiTrainer(nnUNetTrainer):
     """Trains a method on labeled and unlabeled scans. There is no ``__init__``: nnU-Net would not survive it."""
 
     method_class: ClassVar[type[Method]]
+    defaults: ClassVar[Mapping[str, Any]] = {}  # a `semicon` block: what this trainer sets in place of the method's
 
     method: Method
     resolved: Resolved
     taps: FeatureTaps
     scalars: ScalarLog
+    snapshots: Snapshots | None = None  # of rank 0, if the method shows any
+    gallery: Gallery  # what they show, with its meta-labels
+    gallery_meta: dict[str, Tensor]
     _random_state: dict[str, Any] | None = None  # of a checkpoint, until the loaders have drawn their first batches
     _iteration = 0  # within the epoch
 
@@ -101,6 +116,7 @@ class SemiTrainer(nnUNetTrainer):
             self.device.type,
             where,
             rank_batch_size=self.batch_size,
+            defaults=self.defaults,
         )
 
     def _apply_run_config(self, run: RunConfig) -> None:
@@ -115,13 +131,16 @@ class SemiTrainer(nnUNetTrainer):
             np.random.seed(seed)
             torch.manual_seed(seed)
 
-    def configure_optimizers(self) -> tuple[Optimizer, FractionPolyLR]:
+    def configure_optimizers(self) -> tuple[Optimizer, Any]:
         """Return nnU-Net's optimizer, and its schedule in a form that keeps every group's own learning rate."""
         optimizer, _ = super().configure_optimizers()
-        return optimizer, FractionPolyLR([optimizer], self.num_epochs)
+        return optimizer, self._schedule([optimizer])
+
+    def _schedule(self, optimizers: list[Optimizer]) -> Any:
+        return FractionPolyLR(optimizers, self.num_epochs)
 
     def _build_method(self) -> None:
-        needs = self.method_class.needs
+        needs = self.resolved.needs
         network = self.plain_network
         build = BuildContext(
             network=network,
@@ -130,11 +149,20 @@ class SemiTrainer(nnUNetTrainer):
             has_regions=self.label_manager.has_regions,
             tap_channels={name: channels_at(network, name) for name in needs.taps},
             spatial_dims=len(self.configuration_manager.patch_size),
+            gather=self._gather(),
         )
         self.method = self.method_class(self.resolved.config, build).to(self.device)
         self.taps = FeatureTaps(network, needs.taps)  # after the method copied its teachers, before the first forward
         self._add_method_parameters()
         self.scalars = ScalarLog(self.output_folder)
+
+    def _gather(self) -> Callable[[Tensor], Tensor]:
+        """Return what maps the unlabeled rows of this rank to those of all ranks."""
+        if not self.is_ddp:
+            return only_rank
+        counts: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(counts, self.rows.images)
+        return RankGather(counts)
 
     def _add_method_parameters(self) -> None:
         """Give the method's parameters to nnU-Net's optimizer, except those with an optimizer of their own."""
@@ -144,7 +172,7 @@ class SemiTrainer(nnUNetTrainer):
         if ours:
             self.optimizer.add_param_group({"params": ours, "lr": self.initial_lr})
         self.optimizers: list[Optimizer] = [self.optimizer, *own]
-        self.lr_scheduler = FractionPolyLR(self.optimizers, self.num_epochs)
+        self.lr_scheduler = self._schedule(self.optimizers)
         if self.is_ddp:
             for tensor in self.method.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -152,7 +180,7 @@ class SemiTrainer(nnUNetTrainer):
     @property
     def plain_network(self) -> nn.Module:
         """The network without the wrappers of DDP and torch.compile."""
-        network = self.network.module if self.is_ddp else self.network
+        network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def _write_settings(self) -> None:
@@ -168,7 +196,7 @@ class SemiTrainer(nnUNetTrainer):
     @property
     def rows(self) -> rules.RowPlan:
         """How the rows of a step of this rank are spent."""
-        return self.resolved.facts.rows
+        return self.resolved.rows
 
     # ------------------------------------------------------------------ data
 
@@ -188,91 +216,81 @@ class SemiTrainer(nnUNetTrainer):
         return fold.unlabeled if fold is not None else []
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return nnU-Net's augmenters around the two-stream training loader and the stock validation loader."""
+        """Return nnU-Net's augmenters around our training loader and a validation loader."""
         with exit_on_user_error():
-            patch_size = self.configuration_manager.patch_size
-            rotation, dummy_2d, initial_patch_size, mirror_axes = (
-                self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-            )
-            scales = self._get_deep_supervision_scales()
-            regions = self.label_manager.foreground_regions if self.label_manager.has_regions else None
-            labels = {
-                "foreground_labels": self.label_manager.foreground_labels,
-                "regions": regions,
-                "ignore_label": self.label_manager.ignore_label,
-            }
-            masking = self.configuration_manager.use_mask_for_norm
-            transforms = self.get_training_transforms(
-                patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masking, **labels
-            )
-            val_transforms = self.get_validation_transforms(scales, **labels)
-
-            dataset_train, dataset_val = self.get_tr_and_val_datasets()
-            labeled = LabeledLoader(
-                dataset_train,
-                self.rows.labeled,
-                initial_patch_size,
-                patch_size,
-                self.label_manager,
-                oversample_foreground_percent=self.oversample_foreground_percent,
-                probabilistic_oversampling=self._oversample_by_chance(),
-                transforms=transforms,
-            )
-            train = self._two_streams(dataset_train, dataset_val, labeled, initial_patch_size, transforms)
-            val = nnUNetDataLoader(
-                dataset_val,
-                self.batch_size,
-                patch_size,
-                patch_size,
-                self.label_manager,
-                oversample_foreground_percent=self.oversample_foreground_percent,
-                probabilistic_oversampling=self.probabilistic_oversampling,
-                transforms=val_transforms,
-            )
+            train, val = self._loaders(self._augmentation())
             # the epoch keeps a resumed run from repeating the batches of its beginning
             seed = self.resolved.run.seed
             entropy = None if seed is None else [seed, self.local_rank, self.current_epoch]
             return start_workers(train, val, entropy, pin_memory=self.device.type == "cuda")
+
+    def _augmentation(self) -> Augmentation:
+        """Return nnU-Net's crops and transforms."""
+        patch_size = self.configuration_manager.patch_size
+        rotation, dummy_2d, initial_patch_size, mirror_axes = (
+            self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        )
+        scales = self._get_deep_supervision_scales()
+        labels = {
+            "foreground_labels": self.label_manager.foreground_labels,
+            "regions": self.label_manager.foreground_regions if self.label_manager.has_regions else None,
+            "ignore_label": self.label_manager.ignore_label,
+        }
+        masking = self.configuration_manager.use_mask_for_norm
+        training = self.get_training_transforms(
+            patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masking, **labels
+        )
+        return Augmentation(initial_patch_size, patch_size, training, self.get_validation_transforms(scales, **labels))
+
+    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
+        """Return the two-stream training loader and the stock validation loader."""
+        dataset_train, dataset_val = self.get_tr_and_val_datasets()
+        labeled = LabeledLoader(
+            dataset_train,
+            self.rows.labeled,
+            augmentation.initial_patch_size,
+            augmentation.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self._oversample_by_chance(),
+            transforms=augmentation.training,
+        )
+        train = self._training_stream(dataset_train, dataset_val, labeled, augmentation)
+        val = nnUNetDataLoader(
+            dataset_val,
+            self.batch_size,
+            augmentation.patch_size,
+            augmentation.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self.probabilistic_oversampling,
+            transforms=augmentation.validation,
+        )
+        return train, val
 
     def _oversample_by_chance(self) -> bool:
         """With one or two labeled rows, nnU-Net's rounding would never force a patch onto the foreground."""
         forced = self.rows.labeled - round(self.rows.labeled * (1 - self.oversample_foreground_percent))
         return self.probabilistic_oversampling or (self.rows.labeled < self.batch_size and forced == 0)
 
-    def _two_streams(
-        self, dataset_train: Any, dataset_val: Any, labeled: LabeledLoader, initial_patch_size: Any, transforms: Any
+    def _training_stream(
+        self, dataset_train: Any, dataset_val: Any, labeled: LabeledLoader | None, augmentation: Augmentation
     ) -> TwoStreamLoader:
-        needs = self.method_class.needs
+        """Return the loader of training batches, and say what it draws from."""
+        needs = self.resolved.needs
         from_split, from_folder = (self._split_unlabeled(), self._images_un()) if needs.views else ([], [])
         self._say_what_it_trains_on(dataset_train, dataset_val, from_split, from_folder)
-        split_dataset = self.dataset_class(self.preprocessed_dataset_folder, list(from_split))
-        datasets = [dataset_train, split_dataset]
+        unlabeled = [self.dataset_class(self.preprocessed_dataset_folder, list(from_split))]
         if from_folder:
             folder = unlabeled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
-            datasets.append(nnUNetDatasetBlosc2(folder, list(from_folder)))
-        pool = CasePool(datasets, self.resolved.settings["slice_axis"].value)
-        train_cases, unlabeled_cases = list(dataset_train.identifiers), [*from_split, *from_folder]
-        facts = self.resolved.facts
-        meta = MetaLabeler(self.resolved.columns, facts.partitions if needs.meta else None, pool)
-        if needs.views == 0:
-            return TwoStreamLoader(labeled, None, meta)
-
-        drawn = sorted({*train_cases, *unlabeled_cases}) if needs.sample_scans else unlabeled_cases or train_cases
-        if self.rows.scans > len(drawn):
-            self.print_to_log_file(f"only {len(drawn)} scans for {self.rows.scans} per step: scans repeat in a step")
-        patch_size = self.configuration_manager.patch_size
-        strong = strong_intensity(patch_size, self.resolved.run.cutout)
-        unlabeled = UnlabeledLoader(
-            pool,
-            drawn,
-            self.rows.images,
-            self.rows.scans,
-            facts.partitions,
-            initial_patch_size,
-            patch_size,
-            ViewPipeline(transforms, strong, needs.views, needs.shared_geometry),
-        )
-        return TwoStreamLoader(labeled, unlabeled, meta)
+            unlabeled.append(nnUNetDatasetBlosc2(folder, list(from_folder)))
+        cases = cases_to_draw(dataset_train, unlabeled, needs.draw_all)
+        if self.rows.scans > len(cases):
+            self.print_to_log_file(f"only {len(cases)} scans for {self.rows.scans} per step: scans repeat in a step")
+        stream = two_streams([dataset_train, *unlabeled], cases, self.rows, labeled, self.resolved, augmentation)
+        if self.method.snapshots is not None:
+            self.gallery, self.gallery_meta = gallery_of_two_scans(stream, augmentation.patch_size)
+        return stream
 
     def _images_un(self) -> list[str]:
         """Return the preprocessed cases of imagesUn; refuses a folder that is not, or not correctly, preprocessed."""
@@ -291,7 +309,7 @@ class SemiTrainer(nnUNetTrainer):
     def _say_what_it_trains_on(
         self, dataset_train: Any, dataset_val: Any, from_split: list[str], from_folder: list[str]
     ) -> None:
-        uses_them = self.method_class.needs.views > 0
+        uses_them = self.resolved.needs.views > 0
         origin = f"imagesUn {len(from_folder)}, split {len(from_split)}" if uses_them else "this trainer uses none"
         self.print_to_log_file(
             f"labeled {len(dataset_train.identifiers)}, unlabeled {len(from_split) + len(from_folder)} ({origin}), "
@@ -322,6 +340,9 @@ class SemiTrainer(nnUNetTrainer):
         if self.local_rank == 0:
             self._write_settings()  # not before: a resumed run with other settings is refused and changes no file
             self.scalars.truncate(self.current_epoch)
+            if self.method.snapshots is not None:
+                self.snapshots = Snapshots(self.output_folder, self.method.snapshots, self.num_epochs)
+                self.snapshots.truncate(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
         """nnU-Net's epoch start, for the method too."""
@@ -354,10 +375,21 @@ class SemiTrainer(nnUNetTrainer):
         logits = self.network(images)
         return StudentOutput(logits, self.taps.take())
 
+    def _encoder(self, images: Tensor) -> StudentOutput:
+        """The features of the student's encoder, past DDP and the compiled network."""
+        encoder: Any = self.plain_network.encoder
+        encoder(images)
+        return StudentOutput([], self.taps.take())
+
+    def _encoder_in_parts(self, images: Tensor) -> StudentOutput:
+        """The same without a gradient, for more images than the network was planned for."""
+        parts = [self._encoder(part).features for part in images.split(max(1, self.batch_size))]
+        return StudentOutput([], {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
     def _backward_and_step(self, loss: Tensor) -> None:
         scaler = self.grad_scaler
         (loss if scaler is None else scaler.scale(loss)).backward()
-        self._average_method_gradients()
+        self._average_gradients(self._unsynchronized_parameters())
         if scaler is not None:
             for optimizer in self.optimizers:
                 scaler.unscale_(optimizer)
@@ -371,20 +403,41 @@ class SemiTrainer(nnUNetTrainer):
         if scaler is not None:
             scaler.update()
 
-    def _average_method_gradients(self) -> None:
-        """DDP synchronizes only the wrapped network. Before unscaling, so that all ranks skip the same steps."""
+    def _unsynchronized_parameters(self) -> list[nn.Parameter]:
+        """DDP synchronizes only the wrapped network, and only where its own forward pass ran."""
+        return list(self.method.parameters())
+
+    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Average over ranks; before unscaling, so that all ranks skip the same steps."""
         if not self.is_ddp:
             return
-        for parameter in self.method.parameters():
+        for parameter in parameters:
             if parameter.requires_grad:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= dist.get_world_size()
 
-    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """nnU-Net's epoch end; then the method's curves."""
-        super().on_train_epoch_end(train_outputs)
+    def on_epoch_end(self) -> None:
+        """The method's curves and pictures, then nnU-Net's epoch end (checkpoints)."""
+        self._write_scalars()
+        self._take_snapshot()
+        super().on_epoch_end()
+
+    def _take_snapshot(self) -> None:
+        """Let the method show what it does with a few fixed images."""
+        finished = self.current_epoch + 1
+        if self.snapshots is None or not self.snapshots.is_due(finished):
+            return
+        self.network.eval()
+        self.method.eval()
+        images, meta = self.gallery.image.to(self.device), {k: v.to(self.device) for k, v in self.gallery_meta.items()}
+        with torch.no_grad(), self._autocast():
+            features = self._encoder_in_parts(images).features
+            arrays = self.method.snapshot(features, meta, finished / self.num_epochs)
+        self.snapshots.add(finished, {**arrays, "scan": scan_numbers(self.gallery.case)})
+
+    def _write_scalars(self) -> None:
         means = self.scalars.pop_means()
         if self.is_ddp:
             gathered: list[Any] = [None] * dist.get_world_size()
@@ -450,5 +503,12 @@ class SemiTrainer(nnUNetTrainer):
 
 def known_keys() -> set[str]:
     """Return every key that some trainer understands; a configuration may be used with several trainers."""
-    configs = [trainer.method_class.Config for trainer in SemiTrainer.__subclasses__()]
+    configs: list[type] = [trainer.method_class.Config for trainer in _named_trainers(SemiTrainer)]
     return {key for config_class in (RunConfig, *configs) for key in keys_of(config_class)}
+
+
+def _named_trainers(base: type[SemiTrainer]) -> Iterator[type[SemiTrainer]]:
+    for trainer in base.__subclasses__():
+        if hasattr(trainer, "method_class"):
+            yield trainer
+        yield from _named_trainers(trainer)

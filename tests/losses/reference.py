@@ -103,8 +103,20 @@ def regularizer(w, gamma, mode):
     return -gamma * w if mode == "hard" else gamma * (w * w / 2 - w)
 
 
+def quartiles(values):
+    """First quartile, median and third quartile, between two values in proportion."""
+    ordered = sorted(values)
+    found = []
+    for level in (0.25, 0.5, 0.75):
+        place = level * (len(ordered) - 1)
+        low = math.floor(place)
+        high = min(low + 1, len(ordered) - 1)
+        found.append(ordered[low] + (place - low) * (ordered[high] - ordered[low]))
+    return found
+
+
 def self_paced_contrast(z, rows, bank, tau, gamma, mode):
-    """(L_SPcon^k, mean of w l, mean w over all positive pairs)."""
+    """(L_SPcon^k, mean of w l, mean w over all positive pairs, quartiles of these w)."""
     weights = []
 
     def objective(l_ij):
@@ -113,7 +125,35 @@ def self_paced_contrast(z, rows, bank, tau, gamma, mode):
 
     loss = mean_over_pairs(z, rows, bank, tau, objective)
     weighted = mean_over_pairs(z, rows, bank, tau, lambda l_ij: weight(l_ij, gamma, mode) * l_ij)
-    return loss, weighted, sum(weights) / len(weights) if weights else 0.0
+    if not weights:
+        return loss, weighted, 0.0, [0.0] * 3
+    return loss, weighted, sum(weights) / len(weights), quartiles(weights)
+
+
+def squared_distance(u, v):
+    """Between two vectors on the unit sphere."""
+    length_u, length_v = (math.sqrt(sum(a * a for a in w)) for w in (u, v))
+    return sum((a / length_u - b / length_v) ** 2 for a, b in zip(u, v, strict=True))
+
+
+def alignment(z, rows):
+    """Mean over anchors with a positive of the mean squared distance to its positives."""
+    z = z.double().tolist()
+    per_anchor = []
+    for i in range(len(rows)):
+        distances = [squared_distance(z[i], z[j]) for j in positives_of(i, rows, None)]
+        if distances:
+            per_anchor.append(sum(distances) / len(distances))
+    return sum(per_anchor) / len(per_anchor) if per_anchor else 0.0
+
+
+def uniformity(z, rows):
+    """Log of the mean of exp(-2 d^2) over all pairs of known labels."""
+    z = z.double().tolist()
+    potentials = [
+        math.exp(-2 * squared_distance(z[i], z[j])) for i in range(len(rows)) for j in candidates_of(i, rows, None)
+    ]
+    return math.log(sum(potentials) / len(potentials)) if potentials else 0.0
 
 
 def mean_squared_distance(student_logits, teacher_logits, probabilities):

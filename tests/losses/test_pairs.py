@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_semicon.losses.pairs import has_negatives, pairs_by_label
+from nnunet_semicon.losses.pairs import OTHER, has_negatives, pairs_by_label
 from tests.losses import reference
 
 
@@ -20,6 +20,12 @@ def test_masks_written_out():
     pairs = pairs_by_label(*reference.label_tensors([5, -1, 5], [5, 6, -1]))
     assert pairs.candidate.int().tolist() == [[0, 0, 1, 1, 1, 0], [0] * 6, [1, 0, 0, 1, 1, 0]]
     assert pairs.positive.int().tolist() == [[0, 0, 1, 1, 0, 0], [0] * 6, [1, 0, 0, 1, 0, 0]]
+
+
+def test_other_images_in_the_bank_are_negatives_only():
+    pairs = pairs_by_label(torch.tensor([0, 1, 0]), torch.tensor([OTHER, OTHER, -1]))
+    assert pairs.candidate[:, 3:].tolist() == [[True, True, False]] * 3
+    assert not pairs.positive[:, 3:].any()
 
 
 def test_an_empty_bank_is_no_bank():

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nnunet_semicon.methods.sp_con import PATIENCE
+from nnunet_semicon.methods.meta_contrast import PATIENCE
+from nnunet_semicon.networks.taps import BOTTLENECK
 from tests.harness import capture_gradients, configure, make_trainer, started, step, without_supervision
 
 NAME = "nnUNetTrainerSPCon"
@@ -33,19 +34,19 @@ def test_each_meta_label_trains_the_encoder_at_the_planned_batch_size(training, 
         step(trainer)
         norms.append(sum(float(g.norm()) for name, g in gradients.items() if name.startswith("network.encoder")))
     assert max(norms) > 0
-    assert f"method.heads.projectors.{label}.mlp.0.weight" in gradients
-    assert not any(other in name for name in gradients)
+    assert trainer.method.contrast.labels == (label,)
+    assert "method.contrast.heads.projectors.0.mlp.0.weight" in gradients
 
 
 def test_3d_at_batch_size_two_says_what_it_costs(training):
     trainer = started(NAME, "3d_fullres_short")
     assert (trainer.rows.labeled, trainer.rows.images, trainer.rows.extra_rows) == (1, 1, 1)
-    assert trainer.method.derived["queue_size"].value == 96
+    assert trainer.method.contrast.derived["queue_size"].value == 96
 
 
 def test_gamma_grows_from_the_loss_of_an_untrained_embedding_to_the_bound(training):
     trainer = started(NAME, "2d_short")
-    derived = trainer.method.derived
+    derived = trainer.method.contrast.derived
     assert 0 < derived["gamma_start"].value < derived["gamma_end"].value
     step(trainer)
     first = trainer.scalars.pop_means()["gamma"]
@@ -59,7 +60,8 @@ def test_gamma_grows_from_the_loss_of_an_untrained_embedding_to_the_bound(traini
 
 def test_queue_holds_teacher_embeddings_with_their_labels(training):
     trainer = started(NAME, "3d_fullres_short")
-    queue = trainer.method.queues["position"]
+    contrast = trainer.method.contrast
+    queue = contrast.queues[contrast.labels.index("position")]
     assert (queue.labels == -1).all()
     step(trainer)
     with torch.no_grad():  # otherwise the teacher would still be almost the student
@@ -68,10 +70,10 @@ def test_queue_holds_teacher_embeddings_with_their_labels(training):
     batch = next(trainer.dataloader_train)
     n = batch["n_labeled"]
     trainer.method.teacher(batch["image"][n:])
-    features = trainer.method.teacher_taps.take()["bottleneck"]
+    features = trainer.method.teacher_taps.take()[BOTTLENECK]
     step(trainer, batch)
     # what the *teacher* sees: its features of the weak view, through its own projector
-    torch.testing.assert_close(queue.embeddings[1:2], trainer.method.teacher_heads(features)["position"])
+    torch.testing.assert_close(queue.embeddings[1:2], contrast.teacher_heads(features)["position"])
     assert queue.labels[1] == batch["meta"]["position"][n]
     assert not queue.embeddings.requires_grad
 
@@ -98,7 +100,7 @@ def test_embeddings_of_different_images_differ(training, parent):
         images = torch.cat([next(trainer.dataloader_train)["image"] for _ in range(4)])
         with torch.no_grad():
             trainer.plain_network(images)
-            z = trainer.method.heads(trainer.taps.take()["bottleneck"])["position"]
+            z = trainer.method.contrast.heads(trainer.taps.take()[BOTTLENECK])["position"]
         z = torch.nn.functional.normalize(z, dim=1)
         spread[grid] = float(1 - (z @ z.T).mean())
     assert spread[2] > 2 * spread[1]
@@ -107,7 +109,8 @@ def test_embeddings_of_different_images_differ(training, parent):
 def test_projectors_learn_at_the_same_rate_whatever_the_weight_of_their_term(training):
     configure(training, "weights", "2d_short", num_epochs=20, **{"lambda": {"position": 1.0, "patient": 1e-4}})
     trainer = started(NAME, "weights")
-    heads = trainer.method.heads.projectors
+    contrast = trainer.method.contrast
+    heads = dict(zip(contrast.labels, contrast.heads.projectors, strict=True))
     before = {k: head.mlp[2].weight.detach().clone() for k, head in heads.items()}
     for _ in range(3):
         step(trainer)
@@ -119,7 +122,7 @@ def test_projectors_learn_at_the_same_rate_whatever_the_weight_of_their_term(tra
 def test_a_label_of_weight_zero_is_left_out(training):
     configure(training, "none", "2d_short", **{"lambda": {"position": 0.0, "patient": 0.0}})
     trainer = started(NAME, "none")
-    assert trainer.method.labels == ()
+    assert trainer.method.contrast.labels == ()
     assert torch.isfinite(torch.tensor(float(step(trainer)["loss"])))
 
 
@@ -133,5 +136,5 @@ def test_a_patch_that_covers_the_axis_has_no_position(training):
     write_plans(plans, training.plans_file)
     trainer = make_trainer(NAME, "covering")
     trainer.initialize()
-    assert trainer.method.labels == ("patient",)
+    assert trainer.method.contrast.labels == ("patient",)
     assert "every center lies at one position" in trainer.resolved.settings["partitions"].reason

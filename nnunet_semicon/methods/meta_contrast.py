@@ -1,0 +1,308 @@
+"""Self-paced contrast of images that share meta-labels: heads, queues and the sum over labels.
+
+    L_SP = sum_k lambda_k L_SPcon^k                                                      (SP-Con supplement, eq. 14)
+
+The joint method (:mod:`nnunet_semicon.methods.sp_con`) and the pre-training
+(:mod:`nnunet_semicon.methods.sp_con_pretrain`) both own one :class:`MetaContrast`. Every variant of the paper is a
+value of :class:`ContrastConfig`: ``regularizer`` hard, linear or none (plain meta-label contrast), any subset of labels
+by ``lambda``, among them ``self`` (every image its own label: SimCLR).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import SET, Derived, Facts, gamma_range, label_weights, queue_size
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.losses.contrastive import pair_losses, supervised_contrast
+from nnunet_semicon.losses.embedding_quality import alignment, uniformity
+from nnunet_semicon.losses.pairs import OTHER, Pairs, has_negatives, pairs_by_label
+from nnunet_semicon.losses.schedules import power_schedule
+from nnunet_semicon.losses.self_paced import Mode, SelfPaced, self_paced_contrast, self_paced_weights
+from nnunet_semicon.methods.base import BuildContext
+from nnunet_semicon.networks.ema import EmaTeacher
+from nnunet_semicon.networks.heads import Projectors
+from nnunet_semicon.networks.queue import EmbeddingQueue
+from nnunet_semicon.networks.taps import encoder_tap
+
+PATIENCE = 50  # steps without a negative pair before the run stops: contrast without negatives teaches nothing
+VIEWS = 2  # of every image
+SELF = "self"
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """Hyper-parameters of the contrast."""
+
+    lambda_: dict[str, float] = setting(
+        {"position": 1.0, "patient": 0.01, SELF: 0.0, "others": 0.001},
+        "weight of each meta-label, also of columns of the meta table; self: each image its own label; 0 leaves it out",
+        low=0,
+        source="supplement 4.6",
+    )
+    regularizer: str = setting(
+        "linear",
+        "self-paced weights; none: every pair counts fully",
+        choices=("linear", "hard", "none"),
+        source="poster, eq. 3",
+    )
+    temperature: float = setting(0.07, "tau of the contrast", low=1e-3, source="supplement 3.2")
+    gamma_start: float | None = setting(None, "self-paced threshold at the start; null: derived", low=0)
+    gamma_end: float | None = setting(None, "self-paced threshold at the end; null: derived", low=0)
+    gamma_exponent: float = setting(0.5, "p of the gamma schedule", low=0, source="supplement 4.5")
+    sampler: str = setting(
+        "scans_x_partitions",
+        "which images a step draws: different partitions of a few scans, or any images",
+        choices=("scans_x_partitions", "random"),
+        source="supplement 3.2",
+    )
+    queue_size: int | None = setting(None, "teacher embeddings kept per meta-label; null: derived, 0: none", low=0)
+    tap_level: int = setting(
+        0, "stages above the bottleneck whose features are contrasted", low=0, source="supplement 3.2"
+    )
+    pool_grid: int = setting(
+        2,
+        "parts per axis that the features are averaged over; 1: the global average",
+        low=1,
+        source="ours; 1 in the paper",
+    )
+    projection_dim: int = setting(256, "dimension of an embedding", low=1, source="supplement 3.2")
+    shared_projector: bool = setting(
+        False, "one projector for all meta-labels instead of one for each", source="SP-Con's code"
+    )
+
+
+class Contrast(NamedTuple):
+    """What :meth:`MetaContrast.forward` returns.
+
+    Attributes:
+        loss: () sum_k lambda_k L_SPcon^k, with the gradient of w l + R(w) and the value of w l.
+        scalars: name -> () detached, for the curves.
+    """
+
+    loss: Tensor
+    scalars: dict[str, Tensor]
+
+
+def derive(config: ContrastConfig, facts: Facts) -> dict[str, Derived]:
+    """Return the weights of the meta-labels there are, the size of the queue and the range of gamma.
+
+    Raises:
+        UserError: gamma would fall in the course of the run.
+    """
+    embeddings = VIEWS * facts.rows.images
+    derived = {
+        "lambda": label_weights(config.lambda_, facts.labels, facts.unusable),
+        "queue_size": _unless_set(config.queue_size, queue_size(embeddings, facts.partitions)),
+    }
+    if config.regularizer == "none":
+        return derived
+    candidates = max(2, embeddings - 1 + derived["queue_size"].value)
+    gamma = gamma_range(candidates, config.temperature, config.regularizer)
+    derived["gamma_start"] = _unless_set(config.gamma_start, gamma["gamma_start"])
+    derived["gamma_end"] = _unless_set(config.gamma_end, gamma["gamma_end"])
+    start, end = derived["gamma_start"].value, derived["gamma_end"].value
+    if end < start:
+        raise UserError(
+            f"gamma_end is {end:g} and gamma_start {start:g}, expected a threshold that grows over the run: "
+            "raise gamma_end or lower gamma_start"
+        )
+    return derived
+
+
+class MetaContrast(nn.Module):
+    """Projectors, their moving average, queues, and the loss over all meta-labels and all ranks.
+
+    Args:
+        config: the hyper-parameters.
+        build: see :class:`~nnunet_semicon.methods.base.BuildContext`.
+
+    Attributes:
+        labels: the meta-labels that have a weight.
+        tap: the place in the encoder whose features are contrasted.
+        scalar_names: the keys of ``Contrast.scalars``.
+        has_queue: whether teacher embeddings are needed (see :meth:`remember`).
+        snapshots: "self_pacing" if :meth:`pair_weights` has anything to show.
+    """
+
+    queues: Any  # nn.ModuleList of EmbeddingQueue, one per label
+    steps_without_negatives: Tensor
+
+    def __init__(self, config: ContrastConfig, build: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        self.derived: Mapping[str, Derived] = build.derived
+        self.gather: Callable[[Tensor], Tensor] = build.gather
+        self.weights: Mapping[str, float] = self.derived["lambda"].value
+        self.labels = tuple(self.weights)
+        self.is_self_paced = config.regularizer != "none"
+        self.mode: Mode = "hard" if config.regularizer == "hard" else "linear"
+        self.tap = encoder_tap(config.tap_level)
+        paced = ("pair_loss", "weight", "weight_q1", "weight_q2", "weight_q3") if self.is_self_paced else ()
+        curves = ("contrast", *paced)
+        self.snapshots = "self_pacing" if self.is_self_paced and any(k != SELF for k in self.labels) else None
+        self.scalar_names = ("gamma",) * self.is_self_paced + tuple(f"{c}_{k}" for k in self.labels for c in curves)
+
+        self.heads = Projectors(
+            self.labels,
+            build.tap_channels[self.tap],
+            build.spatial_dims,
+            config.pool_grid,
+            config.projection_dim,
+            config.shared_projector,
+        )
+        size = self.derived["queue_size"].value
+        self.has_queue = size > 0
+        self.teacher_heads = EmaTeacher(self.heads) if self.has_queue else None
+        self.queues = nn.ModuleList(EmbeddingQueue(size, config.projection_dim) for _ in self.labels)
+        self.register_buffer("steps_without_negatives", torch.zeros(len(self.labels), dtype=torch.int64))
+
+    def forward(self, features: Tensor, meta: Mapping[str, Tensor], fraction: float) -> Contrast:
+        """Contrast the images of all ranks.
+
+        Args:
+            features: (2 B, C, *S) of this rank, tapped at ``tap``: the first views of its B images, then the second.
+            meta: meta-label -> (B,) codes of these images.
+            fraction: finished part of the run.
+        """
+        gamma = self.gamma(fraction)
+        total = features.new_zeros((), dtype=torch.float32)
+        scalars = {"gamma": torch.as_tensor(gamma)} if self.is_self_paced else {}
+        for index, (k, embeddings) in enumerate(self.heads(features).items()):
+            queue = self.queues[index]
+            images = self.gather(_by_image(embeddings))
+            labels = _numbers(images) if k == SELF else self.gather(meta[k])
+            anchors, pairs = _by_view(images), pairs_by_label(labels.repeat(VIEWS), queue.labels)
+            self._count_missing_negatives(index, pairs)
+            candidates = torch.cat([anchors.float(), queue.embeddings])
+            term = self_paced_contrast(anchors, candidates, pairs, self.config.temperature, gamma, self.mode)
+            total = total + self.weights[k] * _readable(term)
+            scalars[f"contrast_{k}"] = term.weighted
+            if self.is_self_paced:
+                scalars[f"pair_loss_{k}"] = term.unweighted
+                scalars[f"weight_{k}"] = term.mean_weight
+                quartiles = zip(("q1", "q2", "q3"), term.quartiles, strict=True)
+                scalars |= {f"weight_{q}_{k}": value for q, value in quartiles}
+        return Contrast(total, scalars)
+
+    def gamma(self, fraction: float) -> float:
+        """The threshold at a fraction of the run (eq. 16); infinite without self-pacing, where every pair counts."""
+        if not self.is_self_paced:
+            return math.inf
+        start, end = self.derived["gamma_start"].value, self.derived["gamma_end"].value
+        return power_schedule(fraction, start, end, self.config.gamma_exponent)
+
+    @torch.no_grad()
+    def pair_weights(self, features: Tensor, meta: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
+        """Return the weights that all pairs of N images would have, positive or not (supplement, Fig. 6).
+
+        Args:
+            features: (N, C, *S), one view of each image.
+            meta: meta-label -> (N,) codes.
+            fraction: finished part of the run.
+
+        Returns:
+            ``gamma`` () and, for every meta-label, ``weight_<label>`` (N, N) in [0, 1] and ``positive_<label>`` (N, N).
+        """
+        gamma = self.gamma(fraction)
+        arrays = {"gamma": torch.as_tensor(gamma)}
+        for k, embeddings in self.heads(features).items():
+            if k == SELF:
+                continue  # one view of each image has no positive pair
+            pairs = pairs_by_label(meta[k], None)
+            losses = pair_losses(embeddings, embeddings, pairs.candidate, self.config.temperature)
+            arrays[f"weight_{k}"] = self_paced_weights(losses, gamma, self.mode) * pairs.candidate
+            arrays[f"positive_{k}"] = pairs.positive
+        return arrays
+
+    @torch.no_grad()
+    def quality(self, features: Tensor, meta: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return plain contrast (``loss``: sum_k lambda_k L_con^k), alignment and uniformity of every label.
+
+        Args: as for :meth:`forward`; each rank its own images. Neither self-paced weights nor the queue take part:
+        they change over the run.
+        """
+        scalars: dict[str, Tensor] = {}
+        total = features.new_zeros((), dtype=torch.float32)
+        for k, embeddings in self.heads(features).items():
+            labels = _numbers(_by_image(embeddings)) if k == SELF else meta[k]
+            pairs = pairs_by_label(labels.repeat(VIEWS), None)
+            contrast = supervised_contrast(embeddings, embeddings, pairs, self.config.temperature)
+            total = total + self.weights[k] * contrast
+            scalars |= {
+                f"contrast_{k}": contrast,
+                f"alignment_{k}": alignment(embeddings, pairs),
+                f"uniformity_{k}": uniformity(embeddings, pairs),
+            }
+        return {"loss": total, **scalars}
+
+    def on_train_start(self) -> None:
+        """The teacher's projectors start as the student's."""
+        if self.teacher_heads is not None:
+            self.teacher_heads.copy_from(self.heads)
+
+    @torch.no_grad()
+    def remember(self, teacher_features: Tensor, meta: Mapping[str, Tensor], decay: float) -> None:
+        """Move the teacher's projectors and queue its embeddings, the same ones on every rank; needs a queue.
+
+        Args:
+            teacher_features: (B, C, *S) of this rank's images, one view.
+            meta: meta-label -> (B,) codes.
+            decay: of the moving average, in [0, 1].
+        """
+        assert self.teacher_heads is not None
+        self.teacher_heads.update(self.heads, decay)
+        for queue, (k, embeddings) in zip(self.queues, self.teacher_heads(teacher_features).items(), strict=True):
+            gathered = self.gather(embeddings.float())
+            # to the images of a later step, all that are in the queue are others
+            labels = queue.labels.new_full((len(gathered),), OTHER) if k == SELF else self.gather(meta[k])
+            queue.push(gathered, labels)
+
+    def stop_without_negatives(self, step: int) -> None:
+        """Look every 50 steps whether a label has had nothing to contrast.
+
+        Raises:
+            UserError: names the label.
+        """
+        if step % PATIENCE != PATIENCE - 1:
+            return
+        for k, steps in zip(self.labels, self.steps_without_negatives.tolist(), strict=True):
+            if steps >= PATIENCE:
+                raise UserError(
+                    f"the contrastive term of meta-label '{k}' has had no negative pair for {steps} steps, so it "
+                    f"teaches nothing: raise batch_size or queue_size, or leave it out with "
+                    f"`semicon configure ... --set lambda.{k}=0`"
+                )
+
+    def _count_missing_negatives(self, index: int, pairs: Pairs) -> None:
+        missing = ~has_negatives(pairs)
+        self.steps_without_negatives[index] = (self.steps_without_negatives[index] + 1) * missing
+
+
+def _unless_set(value: Any, derived: Derived) -> Derived:
+    return derived if value is None else Derived(value, SET)
+
+
+def _by_image(embeddings: Tensor) -> Tensor:
+    """(2 B, D), view after view, to (B, 2, D)."""
+    return embeddings.unflatten(0, (VIEWS, -1)).transpose(0, 1)
+
+
+def _by_view(embeddings: Tensor) -> Tensor:
+    """(B, 2, D) to (2 B, D), view after view."""
+    return embeddings.transpose(0, 1).flatten(0, 1)
+
+
+def _numbers(images: Tensor) -> Tensor:
+    """(B, ...) to (B,): every image is its own label."""
+    return torch.arange(len(images), device=images.device)
+
+
+def _readable(term: SelfPaced) -> Tensor:
+    """The gradient of w l + R(w) with the value of w l: R moves with gamma alone and would bend the loss curve."""
+    return term.loss - term.loss.detach() + term.weighted

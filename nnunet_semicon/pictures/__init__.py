@@ -1,0 +1,1 @@
+"""What a training draws into its fold folder, from arrays alone."""

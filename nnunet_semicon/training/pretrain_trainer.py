@@ -1,0 +1,113 @@
+"""Pre-training: the encoder alone, no label, checkpoints that any trainer starts from with ``-pretrained_weights``."""
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer, RAdam
+
+from nnunet_semicon.configuration.rules import FEW_EMBEDDINGS, RowPlan
+from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.methods.base import PretrainMethod, StudentOutput
+from nnunet_semicon.training.schedule import WarmupCosine
+from nnunet_semicon.training.semi_trainer import SemiTrainer
+from nnunet_semicon.training.streams import Augmentation, two_streams
+
+
+class PretrainTrainer(SemiTrainer):
+    """Trains the encoder of nnU-Net's network; the decoder is frozen, does not run, and is saved as it began.
+
+    Everywhere nnU-Net wants a Dice (best checkpoint, progress figure), it gets the negative loss on validation images.
+    """
+
+    method_class: ClassVar[type[PretrainMethod]]
+    method: PretrainMethod
+
+    def _do_i_compile(self) -> bool:
+        """Never: the encoder is called directly, past the compiled network."""
+        return False
+
+    def configure_optimizers(self) -> tuple[Optimizer, Any]:
+        """Freeze the decoder (before DDP wraps the network) and return RAdam over the encoder."""
+        network: Any = self.plain_network
+        if not hasattr(network, "encoder"):
+            raise UserError(
+                f"the network {type(network).__name__} has no encoder to train; expected one of nnU-Net's U-Nets "
+                "(PlainConvUNet, ResidualEncoderUNet): use other plans"
+            )
+        encoder = {id(parameter) for parameter in network.encoder.parameters()}
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in encoder)
+        config = self.resolved.config
+        self.initial_lr, self.weight_decay = config.learning_rate, config.weight_decay
+        optimizer = RAdam(network.encoder.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, self._schedule([optimizer])
+
+    def _schedule(self, optimizers: list[Optimizer]) -> WarmupCosine:
+        return WarmupCosine(optimizers, self.num_epochs, self.resolved.config.warmup)
+
+    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
+        """Return two loaders of views with meta-labels: of all training images, and of the validation images."""
+        dataset_train, dataset_val = self.get_tr_and_val_datasets()
+        train = self._training_stream(dataset_train, dataset_val, None, augmentation)
+        cases = list(dataset_val.identifiers)
+        val = two_streams([dataset_val], cases, validation_rows(self.rows), None, self.resolved, augmentation)
+        return train, val
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step; the learning rate follows the progress of the run within the epoch too."""
+        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        return super().train_step(batch)
+
+    def _student(self, images: Tensor) -> StudentOutput:
+        return self._encoder(images)
+
+    def _unsynchronized_parameters(self) -> list[nn.Parameter]:
+        """The encoder's too: its forward pass bypasses DDP."""
+        return [*self.plain_network.parameters(), *self.method.parameters()]
+
+    # ------------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self) -> None:
+        """nnU-Net's start, for the method too."""
+        super().on_validation_epoch_start()
+        self.method.eval()
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Loss and quality of the embedding of one batch of validation images."""
+        two_streams_batch = TwoStreamBatch.from_dict(batch).to(self.device)
+        with torch.no_grad(), self._autocast():
+            scalars = self.method.validate(self._encoder_in_parts, two_streams_batch)
+        self.scalars.add({f"val_{name}": value for name, value in scalars.items()})
+        return {"loss": scalars["loss"].cpu().numpy()}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """Give nnU-Net's logger the values it wants every epoch."""
+        loss = float(np.mean([output["loss"] for output in val_outputs]))
+        if self.is_ddp:
+            losses: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(losses, loss)
+            loss = float(np.mean(losses))
+        self.logger.log("mean_fg_dice", -loss, self.current_epoch)
+        self.logger.log("dice_per_class_or_region", [-loss], self.current_epoch)
+        self.logger.log("val_losses", loss, self.current_epoch)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """There is nothing to segment yet; say how to go on."""
+        self.print_to_log_file(
+            "pre-training is done and segments nothing yet; start another training from it, in a configuration of its "
+            f"own, with -pretrained_weights {self.output_folder}/checkpoint_final.pth"
+        )
+
+
+def validation_rows(rows: RowPlan) -> RowPlan:
+    """Return how many validation images a batch has: enough of them to contrast, also where a step has few."""
+    wanted = max(rows.images, FEW_EMBEDDINGS // 2)
+    if not rows.scans:
+        return replace(rows, images=wanted)
+    scans = -(-wanted // rows.partitions_per_scan)
+    return replace(rows, scans=scans, images=scans * rows.partitions_per_scan)

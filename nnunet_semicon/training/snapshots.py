@@ -1,0 +1,62 @@
+"""What a method shows of itself at a few moments of a run: arrays in the fold folder, and a picture of them."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from nnunet_semicon.pictures import self_pacing
+
+FOLDER = "snapshots"
+MOMENTS = (0.25, 0.5, 0.75, 1.0)  # finished parts of the run
+
+# name that a method gives its snapshots -> file and function that draws them
+PICTURES: dict[str, tuple[str, Callable[[Sequence[Any], Path], None]]] = {
+    "self_pacing": (self_pacing.FILE, self_pacing.draw)
+}
+
+
+class Snapshots:
+    """Keeps one file per moment, ``snapshots/<name>_epoch0123.npz``, and redraws the picture after each.
+
+    Args:
+        folder: the fold folder.
+        name: a key of :data:`PICTURES`.
+        epochs: length of the run.
+    """
+
+    def __init__(self, folder: str, name: str, epochs: int) -> None:
+        self.fold_folder = Path(folder)
+        self.name = name
+        self.due = {math.ceil(part * epochs) for part in MOMENTS}
+
+    def truncate(self, epochs: int) -> None:
+        """Forget what was kept after more than ``epochs`` finished epochs: a resumed run makes it again."""
+        for finished, path in self._files():
+            if finished > epochs:
+                path.unlink()
+
+    def is_due(self, finished_epochs: int) -> bool:
+        """Whether this is one of the moments."""
+        return finished_epochs in self.due
+
+    def add(self, finished_epochs: int, arrays: Mapping[str, Tensor]) -> None:
+        """Keep the arrays (any shape, on any device) and redraw."""
+        folder = self.fold_folder / FOLDER
+        folder.mkdir(exist_ok=True)
+        path = folder / f"{self.name}_epoch{finished_epochs:04d}.npz"
+        temporary = path.with_suffix(".tmp.npz")
+        content: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
+        np.savez_compressed(temporary, **content)
+        os.replace(temporary, path)
+        file, draw = PICTURES[self.name]
+        draw([(epoch, dict(np.load(kept))) for epoch, kept in self._files()], self.fold_folder / file)
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """Return finished epochs and file of each moment, in order."""
+        paths = sorted((self.fold_folder / FOLDER).glob(f"{self.name}_epoch*[0-9].npz"))
+        return sorted((int(path.stem.rpartition("epoch")[2]), path) for path in paths)

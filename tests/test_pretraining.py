@@ -1,0 +1,156 @@
+"""Pre-training: what it trains, what it writes, and how other trainers start from it."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+
+from nnunet_semicon.training.schedule import WarmupCosine
+from tests.harness import configure, make_trainer, poison_labels, prepare, run_until, scalars_of, started, step
+
+PRETRAIN = "nnUNetTrainerSPConPretrain"
+CONTROL = "nnUNetTrainerSupervisedControl"
+
+
+def weights_of(trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.plain_network.state_dict().items()}
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+def test_the_encoder_is_trained_and_the_decoder_neither_runs_nor_changes(training, monkeypatch, parent):
+    trainer = started(PRETRAIN, f"{parent}_short")
+    before = weights_of(trainer)
+
+    def fail(*args):
+        raise AssertionError("the decoder ran")
+
+    monkeypatch.setattr(trainer.plain_network.decoder, "forward", fail)
+    for _ in range(2):
+        step(trainer)
+    moved = changed(before, weights_of(trainer))
+    assert moved
+    assert all(name.startswith(("encoder.", "decoder.encoder.")) for name in moved)
+    assert {type(optimizer) for optimizer in trainer.optimizers} == {torch.optim.RAdam}
+    assert trainer.optimizer.param_groups[0]["weight_decay"] == 1e-5
+    assert len(trainer.optimizer.param_groups) == 2  # encoder, projectors
+
+
+def test_validation_watches_the_embedding_of_validation_images(training, monkeypatch):
+    trainer = run_until(make_trainer(PRETRAIN, "2d_short"), None, monkeypatch)
+    log = trainer.logger.local_logger.my_fantastic_logging
+    rows = scalars_of(trainer)
+    for epoch, row in enumerate(rows):
+        assert log["val_losses"][epoch] == pytest.approx(row["val_loss"], rel=1e-5)
+        assert log["mean_fg_dice"][epoch] == pytest.approx(-row["val_loss"], rel=1e-5)
+        assert log["dice_per_class_or_region"][epoch] == [pytest.approx(-row["val_loss"], rel=1e-5)]
+        for label in ("position", "patient"):
+            assert row[f"val_contrast_{label}"] > 0
+            assert 0 < row[f"val_alignment_{label}"] <= 4
+            assert -8 <= row[f"val_uniformity_{label}"] < 0
+    assert (Path(trainer.output_folder) / "checkpoint_best.pth").is_file()
+
+
+@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+def test_validation_batches_are_of_validation_cases_and_large_enough(training, parent):
+    trainer = started(PRETRAIN, f"{parent}_short")
+    batch = next(trainer.dataloader_val)
+    assert {case[:10] for case in batch["case"]} == {"patient003"}
+    assert len(batch["image"]) >= 8
+    assert batch["n_labeled"] == 0
+    assert len(batch["views"][0]) == len(batch["image"])
+
+
+def test_no_label_is_read_at_all(tiny, tmp_path, monkeypatch):
+    copy = prepare(tiny.fresh(tmp_path))
+    copy.use(monkeypatch)
+
+    def losses() -> list[float]:
+        trainer = started(PRETRAIN, "2d_short")
+        return [float(step(trainer)["loss"]) for _ in range(3)]
+
+    clean = losses()
+    folder = copy.preprocessed_dataset / "nnUNetPlans_2d"
+    cases = [path.stem for path in folder.glob("*.pkl")]
+    assert len(cases) == 6
+    poison_labels(folder, cases)
+    shutil.rmtree(copy.raw_dataset / "labelsTr")
+    assert losses() == clean
+
+
+def test_views_differ_in_geometry_and_both_in_intensity(training):
+    trainer = started(PRETRAIN, "2d_short")
+    views = trainer.dataloader_train.data_loader.unlabeled.views
+    assert not views.shared_geometry
+    assert not views.weak_view
+    image = torch.zeros(1, *trainer.dataloader_train.data_loader.unlabeled.crop_size[1:])
+    image[:, ::4] = 1.0
+    image[..., ::3] += 2.0
+    values = set(image.unique().tolist())
+    strong = sum(not set(views(image, None)[0].unique().tolist()) <= values for _ in range(8))
+    assert strong >= 6  # the first view too
+
+
+def test_learning_rate_warms_up_and_falls_along_a_cosine(training):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([{"params": [parameter], "lr": 2e-4}])
+    schedule = WarmupCosine([optimizer], epochs=20, warmup=0.1)
+
+    def rate(epoch: float) -> float:
+        schedule.step(epoch)
+        return optimizer.param_groups[0]["lr"]
+
+    assert rate(0) == pytest.approx(2e-4 / 400)
+    assert rate(1) == pytest.approx(2e-4 * (1 + 1 / 400) / 2)
+    assert rate(2) == pytest.approx(2e-4)
+    assert rate(11) == pytest.approx(1e-4, rel=1e-2)
+    assert rate(20) == pytest.approx(1e-7)
+
+    configure(training, "warm", "2d_short", num_epochs=4, num_iterations_per_epoch=4, warmup=0.5)
+    trainer = started(PRETRAIN, "warm")
+    seen = []
+    for _ in range(3):
+        step(trainer)
+        seen.append(trainer.optimizer.param_groups[0]["lr"])
+    np.testing.assert_allclose(np.diff(seen), 2e-4 * (1 - 1 / 400) / 8, rtol=1e-5)  # within the epoch too
+
+
+@pytest.mark.parametrize("name", [CONTROL, "nnUNetTrainerMeanTeacher", "nnUNetTrainerSPCon", PRETRAIN])
+def test_our_trainers_start_from_it(training, monkeypatch, name):
+    pretrained = run_until(make_trainer(PRETRAIN, "2d_short"), None, monkeypatch)
+    checkpoint = f"{pretrained.output_folder}/checkpoint_final.pth"
+    configure(training, f"from_{name}", "2d_short", seed=5)
+    trainer = make_trainer(name, f"from_{name}")
+    trainer.initialize()
+    scratch = weights_of(trainer)
+    load_pretrained_weights(trainer.network, checkpoint)
+    loaded, expected = weights_of(trainer), weights_of(pretrained)
+    same = {key for key in loaded if torch.equal(loaded[key], expected[key])}
+    assert {key for key in loaded if key.startswith("encoder.")} <= same
+    assert any(key.startswith("encoder.") for key in changed(scratch, loaded))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    step(trainer)
+    if name == "nnUNetTrainerMeanTeacher":
+        teacher = trainer.method.teacher.module.state_dict()
+        assert all(torch.equal(teacher[key], trainer.plain_network.state_dict()[key]) for key in teacher)
+
+
+def test_stock_commands_pre_train_and_start_from_it(training):
+    said = training.run("nnUNetv2_train", "901", "2d_short", "0", "-tr", PRETRAIN, "-device", "cpu").stdout
+    folder = re.search(r"-pretrained_weights (\S+)", said)
+    assert folder, said[-2000:]
+    weights = Path(folder[1])
+    assert weights.is_file()
+    assert not list(weights.parent.rglob("summary.json"))
+    words = ["901", "2d", "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu", "-pretrained_weights", str(weights)]
+    said = training.run("nnUNetv2_train", *words).stdout
+    assert "Loading pretrained weights" in said
+    assert "Mean Validation Dice" in said
