@@ -11,13 +11,19 @@ from nnunet_semicon.cli.check_installation import (
     check_variables,
     export_line,
 )
+from nnunet_semicon.cli.check_weights import check_weights
+from nnunet_semicon.cli.configure import DEFAULT_PLANS
 from nnunet_semicon.cli.findings import Finding, survived
+from nnunet_semicon.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = "Exit code: 0 if there is no problem, otherwise 1."
     parser.add_argument("-d", metavar="DATASET", help="also check a dataset: 4, 004 or Dataset004_Name")
+    parser.add_argument("-c", metavar="CONFIGURATION", help="with --weights: the configuration to start in, e.g. 2d")
+    parser.add_argument("-p", metavar="PLANS", help="with --weights: plans identifier (default: nnUNetPlans)")
+    parser.add_argument("--weights", metavar="FILE", help="also check that a training with -d and -c can start from it")
     parser.add_argument(
         "--print-export",
         action="store_true",
@@ -26,7 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the report; returns 1 if there is a problem."""
+    """Print the report; returns 1 if there is a problem.
+
+    Raises:
+        UserError: an option is missing that another one needs.
+    """
     if args.print_export:
         print(export_line())
         return 0
@@ -38,6 +48,12 @@ def run(args: argparse.Namespace) -> int:
     }
     if args.d is not None:
         sections[f"dataset {args.d}"] = lambda: check_dataset(args.d)
+    if args.weights is not None:
+        if args.d is None or args.c is None:
+            raise UserError("--weights needs -d DATASET and -c CONFIGURATION, which the training would have")
+        sections["weights"] = lambda: check_weights(args.d, args.p or DEFAULT_PLANS, args.c, args.weights)
+    elif args.c is not None or args.p is not None:
+        raise UserError("-c and -p are for --weights FILE; without it, all configurations are checked: leave them out")
     problems = 0
     for title, check in sections.items():
         print(title)

@@ -1,0 +1,275 @@
+"""The sweep file: YAML in, checked stages out.
+
+Only the form is checked here (keys, types, which stage starts from which); the values of hyper-parameters are checked
+by the code that checks those of ``semicon configure``.
+"""
+
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nnunet_semicon.errors import UserError, listing, nearest
+
+KEYS = ("dataset", "plans", "device", "folds", "seeds", "set", "stages")
+STAGE_KEYS = ("trainer", "configuration", "folds", "seeds", "set", "grid", "from", "weights")
+DEFAULT_PLANS = "nnUNetPlans"
+DEVICES = ("cpu", "cuda", "mps")
+ALL = "all"  # the fold that trains on everything
+
+Fold = int | str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: a trainer in a configuration, for several folds and seeds.
+
+    Attributes:
+        name: what its configurations are called, before grid and seed.
+        trainer: for ``-tr``.
+        configuration: the one that its configurations inherit from.
+        folds: numbers, or ``all``.
+        seeds: None alone for cells without a seed of their own.
+        set: dotted key -> value, those of the whole file included.
+        grid: dotted key -> values.
+        start: the stage whose weights it starts from.
+        weights: a checkpoint from elsewhere that it starts from.
+    """
+
+    name: str
+    trainer: str
+    configuration: str
+    folds: tuple[Fold, ...]
+    seeds: tuple[int | None, ...]
+    set: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    start: str | None
+    weights: Path | None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file.
+
+    Attributes:
+        path: the file, absolute.
+        dataset: id or name, as for nnU-Net.
+        plans: plans identifier.
+        device: for ``-device``; None leaves the option out.
+        stages: name -> stage, in the order of the file.
+    """
+
+    path: Path
+    dataset: str
+    plans: str
+    device: str | None
+    stages: Mapping[str, Stage]
+
+
+def read_sweep(path: str | Path) -> Sweep:
+    """Read a sweep file.
+
+    Raises:
+        UserError: it is missing, is not YAML, or says something that is no sweep.
+    """
+    path = Path(path).absolute()
+    content = _load(path)
+    where = str(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is no sweep: expected an object with the keys {', '.join(KEYS)}")
+    _refuse_unknown_keys(content, KEYS, where)
+    for key in ("dataset", "stages"):
+        if content.get(key) is None:
+            raise UserError(f"{where} has no '{key}': add it")
+    stages = content["stages"]
+    if not isinstance(stages, dict) or not stages:
+        raise UserError(f"'stages' in {where} has no stage: expected names with a trainer and a configuration each")
+    sweep = Sweep(
+        path,
+        _text(content, "dataset", where, numbers=True),
+        _text(content, "plans", where) if content.get("plans") is not None else DEFAULT_PLANS,
+        _one_of(content, "device", DEVICES, where),
+        {str(name): _stage(str(name), stage, content, path) for name, stage in stages.items()},
+    )
+    _refuse_wrong_starts(sweep)
+    return sweep
+
+
+def _stage(name: str, content: Any, whole: Mapping[str, Any], path: Path) -> Stage:
+    where = f"stage '{name}' of {path}"
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is {content!r}: expected an object with a trainer and a configuration")
+    _refuse_unknown_keys(content, STAGE_KEYS, where)
+    for key in ("trainer", "configuration"):
+        if content.get(key) is None:
+            raise UserError(f"{where} has no '{key}': add it")
+    given = {**{key: whole.get(key) for key in ("folds", "seeds")}, **content}
+    grid = _grid(content, where)
+    # a value of the whole file gives way to a stage's own, varied or not
+    common = {key: value for key, value in _flat_set(whole, str(path)).items() if key not in grid}
+    start = None if content.get("from") is None else _text(content, "from", where)
+    weights = None if content.get("weights") is None else _text(content, "weights", where)
+    if start is not None and weights is not None:
+        raise UserError(f"{where} has both 'from' and 'weights': keep the one that it starts from")
+    return Stage(
+        name,
+        _text(content, "trainer", where),
+        _text(content, "configuration", where),
+        _folds(given, where),
+        _seeds(given, where),
+        {**common, **_flat_set(content, where)},
+        grid,
+        start,
+        None if weights is None else (path.parent / Path(weights).expanduser()).absolute(),
+    )
+
+
+def _refuse_wrong_starts(sweep: Sweep) -> None:
+    """Refuse a stage that starts from one that is not there, or, over others, from itself."""
+    for stage in sweep.stages.values():
+        if stage.start is not None and stage.start not in sweep.stages:
+            raise UserError(
+                f"stage '{stage.name}' of {sweep.path} starts from '{stage.start}', which is not a stage"
+                f"{nearest(stage.start, sweep.stages)}; stages are {listing(sweep.stages)}"
+            )
+    for name in sweep.stages:
+        line = [name]
+        while (start := sweep.stages[line[-1]].start) is not None:
+            if start in line:
+                raise UserError(
+                    f"the stages {listing(line)} of {sweep.path} start from each other: correct 'from' of one"
+                )
+            line.append(start)
+
+
+# --- values ------------------------------------------------------------------------------------------------------
+
+
+def _refuse_unknown_keys(content: Mapping[Any, Any], known: Collection[str], where: str) -> None:
+    unknown = next((str(key) for key in content if key not in known), None)
+    if unknown is not None:
+        raise UserError(f"unknown key '{unknown}' in {where}{nearest(unknown, known)}; known are {', '.join(known)}")
+
+
+def _text(content: Mapping[str, Any], key: str, where: str, numbers: bool = False) -> str:
+    value = content[key]
+    if isinstance(value, str) and value:
+        return value
+    if numbers and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise UserError(f"'{key}' in {where} is {value!r}, expected a {'number or a ' if numbers else ''}name")
+
+
+def _one_of(content: Mapping[str, Any], key: str, choices: Sequence[str], where: str) -> str | None:
+    value = content.get(key)
+    if value is not None and value not in choices:
+        raise UserError(f"'{key}' in {where} is {value!r}, expected one of {', '.join(choices)}")
+    return value
+
+
+def _folds(content: Mapping[str, Any], where: str) -> tuple[Fold, ...]:
+    if content["folds"] is None:
+        raise UserError(f"{where} has no 'folds', nor has the whole file: add e.g. `folds: [0]`")
+    folds = _several(content, "folds", where)
+    wrong = next((fold for fold in folds if fold != ALL and not _is_count(fold)), None)
+    if wrong is not None:
+        raise UserError(f"'folds' in {where} has {wrong!r}, expected numbers from 0, or {ALL}")
+    return tuple(folds)
+
+
+def _seeds(content: Mapping[str, Any], where: str) -> tuple[int | None, ...]:
+    if content["seeds"] is None:
+        return (None,)
+    seeds = _several(content, "seeds", where)
+    wrong = next((seed for seed in seeds if not _is_count(seed)), None)
+    if wrong is not None:
+        raise UserError(f"'seeds' in {where} has {wrong!r}, expected whole numbers of at least 0")
+    return tuple(seeds)
+
+
+def _several(content: Mapping[str, Any], key: str, where: str) -> list[Any]:
+    """Return a list, also where one value stands alone; every value is there once."""
+    values = content[key] if isinstance(content[key], list) else [content[key]]
+    if not values:
+        raise UserError(f"'{key}' in {where} is empty, so there is nothing to train: add one")
+    double = next((value for i, value in enumerate(values) if value in values[:i]), None)
+    if double is not None:
+        raise UserError(f"'{key}' in {where} has {double!r} twice: keep one")
+    return values
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _flat_set(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return dotted key -> value of ``set``, which may also be written as objects in objects."""
+    values = content.get("set")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"'set' in {where} is {values!r}, expected an object such as {{num_epochs: 6}}")
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        for dotted, entry in _flat(str(key), value).items():
+            if dotted in flat:
+                raise UserError(f"'{dotted}' is twice in 'set' of {where}: keep one")
+            flat[dotted] = entry
+    return flat
+
+
+def _flat(key: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {key: value}
+    return {dotted: entry for inner, v in value.items() for dotted, entry in _flat(f"{key}.{inner}", v).items()}
+
+
+def _grid(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
+    grid = content.get("grid")
+    if grid is None:
+        return {}
+    if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
+        raise UserError(f"'grid' in {where} is {grid!r}, expected lists of values such as {{gamma_start: [1, 2]}}")
+    return {str(key): values for key, values in grid.items()}
+
+
+# --- YAML --------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key stands once and 027 is the number 27, as everywhere in nnU-Net (YAML: octal)."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: Any) -> Any:
+        leading_zeros = re.fullmatch(r"0[0-9]+", node.value)
+        return int(node.value) if leading_zeros else self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+
+
+def _load(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{path} does not exist{nearest(path.name, there)}; expected a sweep file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): expected a sweep file, a text in YAML") from None
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise UserError(f"{path}{line} is not YAML ({problem}): correct it") from None

@@ -1,0 +1,809 @@
+"""``semicon sweep``: the file, the cells, their states and commands, the launchers; weights that do not fit."""
+
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nnunet_semicon.cli.check_weights import check_weights
+from nnunet_semicon.cli.configure import variants_of
+from nnunet_semicon.cli.findings import survived
+from nnunet_semicon.cli.main import main
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.sweep.cells import make_cells
+from nnunet_semicon.sweep.cluster import Cluster, make_executor
+from nnunet_semicon.sweep.file import read_sweep
+from nnunet_semicon.sweep.local import State, run_all
+from nnunet_semicon.sweep.plan import FINAL, LATEST, LOG, SUMMARY, Plan, Standing
+from nnunet_semicon.sweep.weights import fingerprint
+from tests.harness import configure, make_trainer, prepare
+from tests.tiny import DATASET, PLANS, Tiny, command, read_json, write_json
+
+TEACHER, CONTROL = "nnUNetTrainerMeanTeacher", "nnUNetTrainerSupervisedControl"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+def stages(**stages) -> str:
+    """A sweep file with folds and seeds; each stage is what stands in its braces."""
+    lines = "\n".join(f"  {name}: {{trainer: {CONTROL}, configuration: 2d, {text}}}" for name, text in stages.items())
+    return f"dataset: 901\nfolds: [0]\nseeds: [0, 1]\nstages:\n{lines}\n"
+
+
+def refusal(action, *args) -> str:
+    with pytest.raises(UserError) as error:
+        action(*args)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# --- the file ----------------------------------------------------------------------------------------------------
+
+
+def test_what_the_file_says(tmp_path):
+    sweep = read_sweep(
+        write(
+            tmp_path,
+            """
+            dataset: 027
+            folds: [2, all]
+            seeds: 3
+            set: {num_epochs: 6, temperature: 1e-1, lambda: {patient: 0.1}}
+            stages:
+              a: {trainer: A, configuration: 2d, set: {num_epochs: 7, lambda.phase: 1}, grid: {temperature: [1, 2]}}
+              b: {trainer: B, configuration: 3d_fullres, folds: 1, seeds: null, weights: w/x.pth}
+              c: {trainer: C, configuration: 2d, from: a}
+            """,
+        )
+    )
+    assert (sweep.dataset, sweep.plans, sweep.device) == ("27", "nnUNetPlans", None)
+    a, b, c = sweep.stages.values()
+    assert dict(a.set) == {"num_epochs": 7, "lambda.patient": 0.1, "lambda.phase": 1}, "the grid has the temperature"
+    assert dict(a.grid) == {"temperature": [1, 2]}
+    assert (a.folds, a.seeds) == ((2, "all"), (3,))
+    assert (b.folds, b.seeds, b.start, b.weights) == ((1,), (None,), None, tmp_path / "w" / "x.pth")
+    assert (c.start, c.weights) == ("a", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dataset: 1\nstages: {a: {trainer: [}}", "sweep.yaml, line 2 is not YAML"),
+        ("dataset: 1\nfolds: [0]\ndataset: 2", "sweep.yaml, line 3 is not YAML ('dataset' is there twice)"),
+        (stages(a="") + f"  a: {{trainer: {CONTROL}, configuration: 2d}}", "line 6 is not YAML ('a' is there twice)"),
+        ("- dataset", "is no sweep"),
+        ("dataset: 1\nstage: {}", "unknown key 'stage' in"),
+        ("dataset: 1\nstage: {}", "did you mean 'stages'?"),
+        ("stages: {a: {}}", "has no 'dataset'"),
+        ("dataset: [1]\nstages: {a: {}}", "'dataset' in"),
+        ("dataset: 1\nstages: {}", "has no stage"),
+        ("dataset: 1\nstages: {a: 2d}", "stage 'a' of"),
+        (stages(a="trainers: x"), "did you mean 'trainer'?"),
+        ("dataset: 1\nfolds: [0]\nstages: {a: {trainer: A}}", "has no 'configuration'"),
+        ("dataset: 1\nstages: {a: {trainer: A, configuration: 2d}}", "has no 'folds'"),
+        (stages(a="folds: []"), "'folds' in stage 'a'"),
+        (stages(a="seeds: []"), "so there is nothing to train"),
+        (stages(a="folds: [0, 0]"), "has 0 twice"),
+        (stages(a="folds: ['0']"), "'folds' in stage 'a'"),
+        (stages(a="seeds: [-1]"), "has -1, expected whole numbers"),
+        (stages(a="seeds: [true]"), "has True, expected whole numbers"),
+        (stages(a="set: [num_epochs]"), "expected an object such as {num_epochs: 6}"),
+        (stages(a="set: {lambda.patient: 1, lambda: {patient: 2}}"), "'lambda.patient' is twice in 'set'"),
+        (stages(a="grid: {temperature: 1}"), "expected lists of values"),
+        (stages(a="from: b", bb=""), "starts from 'b', which is not a stage; did you mean 'bb'?"),
+        (stages(a="from: b", b="from: c", c="from: a"), "the stages a, b, c of"),
+        (stages(a="from: a"), "the stages a of"),
+        (stages(a="", b="from: a, weights: x.pth"), "has both 'from' and 'weights'"),
+        ("device: gpu\n" + stages(a=""), "'device' in"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, text, message):
+    assert message in refusal(read_sweep, write(tmp_path, text))
+
+
+def test_a_missing_file(tmp_path):
+    write(tmp_path, "")
+    assert "swep.yaml does not exist; did you mean 'sweep.yaml'?" in refusal(read_sweep, tmp_path / "swep.yaml")
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "sweep.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refusal(read_sweep, tmp_path / "sweep.yaml")
+
+
+# --- cells -------------------------------------------------------------------------------------------------------
+
+
+def cells_of(folder: Path, text: str):
+    def variants(stage, name, seed):
+        return variants_of(name, dict(stage.set), stage.grid, None if seed is None else [seed])
+
+    return make_cells(read_sweep(write(folder, text)), variants)
+
+
+def test_cells_come_seed_by_seed_each_after_the_one_it_starts_from(tmp_path):
+    cells = cells_of(tmp_path, stages(tuned="from: pre, folds: [0, 1]", alone="set: {num_epochs: 3}", pre="folds: 0"))
+    assert list(cells) == [
+        "pre_s0_fold0",
+        "tuned_s0_fold0",
+        "tuned_s0_fold1",
+        "alone_s0_fold0",
+        "pre_s1_fold0",
+        "tuned_s1_fold0",
+        "tuned_s1_fold1",
+        "alone_s1_fold0",
+    ]
+    assert [cell.parent for cell in cells.values()] == [
+        None,
+        *["pre_s0_fold0"] * 2,
+        None,
+        None,
+        *["pre_s1_fold0"] * 2,
+        None,
+    ]
+    assert cells["alone_s1_fold0"].settings == {"num_epochs": 3, "seed": 1}
+    assert cells["alone_s1_fold0"].configuration == "alone_s1"
+
+
+def test_one_pretraining_may_serve_all_seeds_and_folds(tmp_path):
+    cells = cells_of(tmp_path, stages(pre="seeds: null, folds: all", tuned="from: pre, folds: [0, 1]"))
+    assert next(iter(cells)) == "pre_foldall"
+    assert "seed" not in cells["pre_foldall"].settings
+    assert {cell.parent for cell in list(cells.values())[1:]} == {"pre_foldall"}
+    assert len(cells) == 5
+
+
+@pytest.mark.parametrize(
+    ("tuned", "message"),
+    [("folds: [0, 2]", "fold 2 but starts from 'pre', which has only the folds 0, 1"), ("seeds: [5]", "seed 5")],
+)
+def test_a_fold_or_seed_that_the_stage_before_lacks(tmp_path, tuned, message):
+    assert message in refusal(cells_of, tmp_path, stages(pre="folds: [0, 1]", tuned=f"from: pre, {tuned}"))
+
+
+def test_every_cell_of_a_grid_has_its_own_chain(tmp_path):
+    text = stages(
+        pre="seeds: [0], grid: {lambda.patient: [0.1, 1]}",
+        tuned="seeds: [0], from: pre, grid: {temperature: [1, 2]}",
+        last="seeds: [0], from: tuned",
+    )
+    cells = cells_of(tmp_path, text)
+    assert len(cells) == 2 + 4 + 4
+    last = cells["last_lambda-patient0.1_temperature2_s0_fold0"]
+    assert last.parent == "tuned_lambda-patient0.1_temperature2_s0_fold0"
+    assert cells[last.parent].parent == "pre_lambda-patient0.1_s0_fold0"
+    assert cells[last.parent].settings == {"temperature": 2, "seed": 0}
+
+
+def test_two_stages_never_share_a_configuration(tmp_path):
+    text = stages(a="grid: {cutout: [true]}", a_cutouttrue="")
+    assert "would have the configuration 'a_cutouttrue_s0'" in refusal(cells_of, tmp_path, text)
+
+
+# --- states, commands and the local launcher: a plan whose commands are scripts --------------------------------------
+
+SAVE = """
+import sys, zipfile
+from pathlib import Path
+folder = Path(sys.argv[1])
+with zipfile.ZipFile(folder / "checkpoint_final.pth", "w") as file:
+    file.writestr("weights", sys.argv[2])
+(folder / "validation").mkdir()
+(folder / "validation" / "summary.json").write_text("{}")
+print("trained")
+"""
+
+
+@dataclass(frozen=True)
+class Scripted(Plan):
+    """Runs a Python script in the place of ``nnUNetv2_train``."""
+
+    scripts: dict
+
+    def script(self, cell):
+        return [sys.executable, "-c", self.scripts.get(cell.stage.name, SAVE), str(self.folder(cell)), cell.name]
+
+    def words(self, cell, standing):
+        return self.script(cell)
+
+
+def scripted(folder: Path, text: str, pretraining=(), **scripts) -> Scripted:
+    cells = cells_of(folder, text)
+    sweep = read_sweep(folder / "sweep.yaml")
+    return Scripted(sweep, cells, folder / "results", {"plans_name": PLANS}, frozenset(pretraining), scripts)
+
+
+CHAIN = stages(pre="seeds: [0]", tuned="seeds: [0], from: pre", alone="seeds: [0]")
+PRE, TUNED, ALONE = "pre_s0_fold0", "tuned_s0_fold0", "alone_s0_fold0"
+
+
+def test_states_and_their_commands(tmp_path):
+    plan = scripted(tmp_path, "device: cpu\n" + CHAIN)
+    cell = plan.cells[TUNED]
+    folder = plan.folder(cell)
+    assert folder == tmp_path / "results" / f"{CONTROL}__{PLANS}__tuned_s0" / "fold_0"
+    before = plan.folder(plan.cells[PRE]) / FINAL
+    stock = ["nnUNetv2_train", "901", "tuned_s0", "0", "-tr", CONTROL, "-p", PLANS, "-device", "cpu"]
+
+    def words():
+        return Plan.words(plan, cell, plan.standing(cell))
+
+    assert words() == [*stock, "-pretrained_weights", str(before)]
+    folder.mkdir(parents=True)
+    (folder / LATEST).write_text("half a checkpoint")
+    assert plan.standing(cell) is Standing.START
+    with zipfile.ZipFile(folder / LATEST, "w") as file:
+        file.writestr("a", "b")
+    assert words() == [*stock, "--c"]
+    shutil.copyfile(folder / LATEST, folder / FINAL)
+    assert words() == [*stock, "--val"]
+    (folder / SUMMARY).parent.mkdir()
+    (folder / SUMMARY).write_text("{}")
+    assert plan.standing(cell) is Standing.FINISHED
+    (folder / FINAL).write_text("half a checkpoint")
+    assert "checkpoint_final.pth is damaged" in refusal(plan.standing, cell)
+
+
+def test_a_pretraining_has_nothing_to_validate(tmp_path):
+    plan = scripted(tmp_path, CHAIN, pretraining=[CONTROL])
+    folder = plan.folder(plan.cells[PRE])
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / FINAL, "w") as file:
+        file.writestr("a", "b")
+    assert plan.standing(plan.cells[PRE]) is Standing.FINISHED
+
+
+def test_a_failed_cell_stops_only_those_that_start_from_it(tmp_path):
+    plan = scripted(tmp_path, CHAIN, pre="print('first'); raise SystemExit('last words')")
+    said = []
+    outcomes = run_all(plan, said.append)
+    assert [outcome.state for outcome in outcomes.values()] == [State.FAILED, State.NOT_RUN, State.TRAINED]
+    assert "exit code 1" in outcomes[PRE].why
+    assert outcomes[PRE].why.endswith("\n    first\n    last words")
+    assert f"it starts from {PRE}, which is not finished" in outcomes[TUNED].why
+    assert not plan.folder(plan.cells[TUNED]).exists()
+    assert said[0] == f"[1/3] {PRE}: to be started"
+    assert said[1] == f"  $ {shlex.join(plan.script(plan.cells[PRE]))}"
+
+    repaired = scripted(tmp_path, CHAIN)
+    outcomes = run_all(repaired, said.append)
+    assert [outcome.state for outcome in outcomes.values()] == [State.TRAINED, State.TRAINED, State.BEFORE]
+
+
+def test_a_command_that_writes_nothing_has_failed(tmp_path):
+    outcomes = run_all(scripted(tmp_path, CHAIN, alone="print('done')"), lambda line: None)
+    assert outcomes[ALONE].state is State.FAILED
+    assert "ended without an error, but" in outcomes[ALONE].why
+
+
+def test_what_it_notes_tells_other_weights(tmp_path):
+    plan = scripted(tmp_path, CHAIN)
+    run_all(plan, lambda line: None)
+    weights = plan.folder(plan.cells[PRE]) / FINAL
+    record = plan.record(plan.cells[TUNED])
+    assert (record.weights, record.fingerprint) == (str(weights), fingerprint(weights))
+    assert record.minutes > 0
+    assert plan.record(plan.cells[PRE]).weights is None
+    copy = tmp_path / "copy.pth"
+    shutil.copyfile(weights, copy)
+    assert fingerprint(copy) == fingerprint(weights)
+    assert fingerprint(plan.folder(plan.cells[ALONE]) / FINAL) != fingerprint(weights)
+
+
+def test_a_cell_that_another_process_trains_is_left_alone(tmp_path):
+    """The lock is held by the training, not by the sweep: it outlives a sweep that was killed."""
+    waits = "import sys, time; print('up', flush=True); time.sleep(99)"
+    plan = scripted(tmp_path, CHAIN, pre=waits)
+    process = multiprocessing.get_context("fork").Process(target=run_all, args=(plan, lambda line: None))
+    process.start()
+    cell = plan.cells[PRE]
+    wait_for(lambda: (plan.folder(cell) / LOG).is_file() and (plan.folder(cell) / LOG).read_text() == "up\n")
+    process.kill()
+    process.join()
+    assert plan.is_training(cell)
+    outcomes = run_all(plan, lambda line: None)
+    assert "another process trains it" in outcomes[PRE].why
+    assert [outcome.state for outcome in outcomes.values()] == [State.NOT_RUN, State.NOT_RUN, State.TRAINED]
+    listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    (training,) = [int(line.split()[0]) for line in listed.splitlines() if str(plan.folder(cell)) in line]
+    os.kill(training, signal.SIGKILL)
+    wait_for(lambda: not plan.is_training(cell))
+
+
+def wait_for(what, process=None, seconds=120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert process is None or process.poll() is None, "it ended too early"
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+# --- submitit, with the same scripts -----------------------------------------------------------------------------
+
+
+def test_jobs_wait_for_the_cell_that_they_start_from(tmp_path):
+    plan = scripted(tmp_path, stages(pre="", tuned="from: pre"), pre=SAVE + "import time; time.sleep(1)")
+    executor = make_executor(tmp_path / "jobs", "local", {})
+    said = []
+    cluster = Cluster(plan, executor, prepared_script(plan), 2, said.append)
+    outcomes = cluster.run_all()
+    assert {outcome.state for outcome in outcomes.values()} == {State.TRAINED}
+    assert list(outcomes) == list(plan.cells)
+    submitted = [line.split(":")[0] for line in said if " in job " in line]
+    assert submitted[:2] == ["pre_s0_fold0", "pre_s1_fold0"]
+    assert sorted(submitted[2:]) == ["tuned_s0_fold0", "tuned_s1_fold0"]
+    assert Cluster(plan, executor, prepared_script(plan), 2, said.append).run_all().keys() == outcomes.keys()
+    assert len([line for line in said if " in job " in line]) == 4, "a finished cell was submitted again"
+
+
+def prepared_script(plan: Scripted):
+    def words(cell):
+        plan.folder(cell).mkdir(parents=True)
+        return plan.script(cell)
+
+    return words
+
+
+def test_a_job_that_fails(tmp_path):
+    plan = scripted(tmp_path, CHAIN, pre="raise SystemExit('last words')")
+    executor = make_executor(tmp_path / "jobs", "local", {"timeout_min": 1})
+    outcomes = Cluster(plan, executor, prepared_script(plan), None, lambda line: None).run_all()
+    assert [outcome.state for outcome in outcomes.values()] == [State.FAILED, State.NOT_RUN, State.TRAINED]
+    (log,) = re.findall(r"and (\S+_log\.err);", outcomes[PRE].why)
+    assert "last words" in Path(log).read_text()
+
+
+def test_what_submitit_would_refuse(tmp_path, monkeypatch):
+    jobs = tmp_path / "jobs"
+    assert "submitit refuses --launcher-args" in refusal(make_executor, jobs, "local", {"partitoin": "gpu"})
+    assert not jobs.exists()
+    assert "there is no executor 'slurm' here" in refusal(make_executor, jobs, "slurm", {"timeout_min": 5})
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    assert 'pip install "nnunet-semicon[cluster]"' in refusal(make_executor, jobs, "auto", {})
+
+
+def test_on_slurm_a_time_limit_is_asked_for(tmp_path, monkeypatch):
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text("#!/bin/sh\n")
+    srun.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{srun.parent}{os.pathsep}{os.environ['PATH']}")
+    assert "add timeout_min=MINUTES" in refusal(make_executor, tmp_path / "jobs", "auto", {"slurm_partition": "gpu"})
+    values = {"timeout_min": 600, "slurm_partition": "gpu", "gpus_per_node": 1}
+    executor = make_executor(tmp_path / "jobs", "auto", values)
+    assert executor.cluster == "slurm"
+    text = executor._executor._make_submission_file_text("the command", "id")
+    assert "#SBATCH --time=600" in text
+    assert "#SBATCH --partition=gpu" in text
+
+
+# --- checks of a real dataset, before anything starts ------------------------------------------------------------
+
+
+@pytest.fixture
+def results(training) -> Path:
+    folder = Path(os.environ["nnUNet_results"])
+    folder.mkdir()
+    return folder
+
+
+def sweep(capsys, file: Path, *words: str, code: int = 0) -> str:
+    """Run the command in this process; return what it prints, or the sentence that refuses."""
+    assert main(["sweep", str(file), *words]) == code
+    captured = capsys.readouterr()
+    if code == 0:
+        return captured.out
+    assert captured.err.startswith("semicon sweep: ")
+    assert captured.err.count("\n") == 1
+    return captured.err.strip()
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("trainer: nnUNetTrainerSupervised, configuration: 2d", "did you mean 'nnUNetTrainerSupervisedControl'?"),
+        (f"trainer: {CONTROL}, configuration: 2d_shrt", "no configuration '2d_shrt' in nnUNetPlans.json"),
+        (f"trainer: {CONTROL}, configuration: 2d, folds: 3", "there is no fold 3 in"),
+        (f"trainer: {CONTROL}, configuration: 2d, set: {{num_epoch: 3}}", "did you mean 'num_epochs'?"),
+        (f"trainer: {CONTROL}, configuration: 2d, set: {{num_epochs: 0}}", "'num_epochs' in 'set' is 0, expected at"),
+        (f"trainer: {CONTROL}, configuration: 2d, grid: {{tempratur: [1]}}", "'tempratur' in 'grid'"),
+        (f"trainer: {CONTROL}, configuration: 2d, grid: {{temperature: [1, 0]}}", "'temperature' in 'grid' is 0"),
+        (f"trainer: {CONTROL}, configuration: 2d, grid: {{temperature: [1, 1]}}", "after 'grid' has the value 1 twice"),
+        (f"trainer: {CONTROL}, configuration: 2d, set: {{lambda.age: 1}}", "unknown entry 'lambda.age' in 'set'"),
+        (f"trainer: {CONTROL}, configuration: 2d, set: {{seed: 1}}", "'seed' is in 'set' and in 'seeds'"),
+        ("trainer: nnUNetTrainer, configuration: 2d, set: {num_epochs: 3}", "nnUNetTrainer would ignore"),
+        ("trainer: nnUNetTrainer, configuration: 2d_short", "which the stock trainer nnUNetTrainer would ignore"),
+        (f"trainer: {CONTROL}, configuration: 2d, weights: no.pth", "no.pth does not exist: expected a checkpoint"),
+        (
+            f"trainer: {CONTROL}, configuration: 3d_fullres, from: first",
+            "the weights it starts from do not fit (conv_op is",
+        ),
+    ],
+)
+def test_a_wrong_stage_is_one_sentence_and_nothing_is_written(training, results, capsys, tmp_path, stage, message):
+    text = f"""
+        dataset: 901
+        folds: [0]
+        seeds: [0]
+        stages:
+          first: {{trainer: {TEACHER}, configuration: 2d}}
+          wrong: {{{stage}}}
+        """
+    before = training.plans_file.read_bytes()
+    sentence = sweep(capsys, write(tmp_path, text), code=1)
+    assert message in sentence
+    assert "stage 'wrong' of" in sentence
+    assert training.plans_file.read_bytes() == before
+    assert not list(results.iterdir())
+
+
+def test_a_name_that_cannot_be_one(training, results, capsys, tmp_path):
+    sentence = sweep(capsys, write(tmp_path, stages(a__b="")), "--dry-run", code=1)
+    assert "the name 'a__b_s0' contains '__'" in sentence
+    assert sentence.endswith("choose another name for it")
+
+
+def test_options_that_do_not_go_together(training, capsys, tmp_path):
+    file = write(tmp_path, stages(a=""))
+    assert "--jobs is for --launcher submitit" in sweep(capsys, file, "--jobs", "2", code=1)
+    assert "--launcher-args is for" in sweep(capsys, file, "--launcher-args", "timeout_min=5", code=1)
+    assert "--cell runs a cell here" in sweep(capsys, file, "--launcher", "submitit", "--cell", "1", code=1)
+    words = ("--launcher", "submitit", "--launcher-args", "gpus")
+    assert "'gpus' after --launcher-args is not KEY=VALUE" in sweep(capsys, file, *words, code=1)
+
+
+def test_values_are_those_of_configure(training, results, capsys, tmp_path):
+    """1e-1 is a text in YAML, a list may be written as one, an object as dotted keys or as an object."""
+    values = "set: {temperature: 1e-1, lambda: {patient: 1e-2}, batch_size: 2}, grid: {gamma_start: [1, 2e0]}"
+    text = stages(a=f"{values}, seeds: [3]").replace(CONTROL, "nnUNetTrainerSPCon")
+    out = sweep(capsys, write(tmp_path, text), "--dry-run")
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("#")] == [
+        "a_gamma_start1_s3_fold0,",
+        "a_gamma_start2.0_s3_fold0,",
+    ]
+    words = ["temperature=1e-1", "lambda.patient=1e-2", "batch_size=2"]
+    name = ["-d", "901", "-c", "2d", "--name", "a", "--set", *words]
+    assert main(["configure", *name, "--grid", "gamma_start=1,2e0", "--seeds", "3"]) == 0
+    sweep(capsys, write(tmp_path, text), "--dry-run")  # would refuse other values
+
+
+def test_a_dry_run_writes_nothing(training, results, capsys, tmp_path):
+    before = training.plans_file.read_bytes()
+    out = sweep(capsys, write(tmp_path, stages(a="", b="from: a")), "--dry-run").splitlines()
+    assert training.plans_file.read_bytes() == before
+    assert not list(results.iterdir())
+    assert len(out) == 8
+    assert out[2].startswith("# 2 b_s0_fold0, to be started, after 1 a_s0_fold0: nnUNetv2_train 901 b_s0 0 -tr ")
+    one = sweep(capsys, tmp_path / "sweep.yaml", "--dry-run", "--cell", "2").splitlines()
+    assert one == out[2:4]
+    assert "no cell 'b_fold0'; did you mean" in sweep(capsys, tmp_path / "sweep.yaml", "--cell", "b_fold0", code=1)
+
+
+def test_existing_configurations_with_other_values_are_refused(training, results, capsys, tmp_path):
+    configure(training, "a_s1", "2d", num_epochs=3, seed=1)
+    sentence = sweep(capsys, write(tmp_path, stages(a="set: {num_epochs: 4}")), "--dry-run", code=1)
+    assert "configuration 'a_s1' already exists with other values (num_epochs: 3 -> 4)" in sentence
+    assert "choose another name for it, or replace with --force" in sentence
+    sweep(capsys, tmp_path / "sweep.yaml", "--dry-run", "--force")
+    assert read_json(training.plans_file)["configurations"]["a_s1"]["semicon"]["num_epochs"] == 3
+
+
+def test_a_configuration_that_is_not_preprocessed(training, results, capsys, tmp_path):
+    plans = read_json(training.plans_file)
+    plans["configurations"]["2d_other"] = {"inherits_from": "2d", "data_identifier": "elsewhere"}
+    write_json(training.plans_file, plans)
+    text = stages(a="").replace("configuration: 2d", "configuration: 2d_other")
+    sentence = sweep(capsys, write(tmp_path, text), "--dry-run", code=1)
+    assert "run: nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 2d_other" in sentence
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def saved(trainer: str, configuration: str, path: Path) -> Path:
+    """A checkpoint as the trainer writes it, before the first step."""
+    built = make_trainer(trainer, configuration)
+    built.initialize()
+    built.save_checkpoint(str(path))
+    return path
+
+
+def found(path: Path, configuration: str = "2d", plans: str = PLANS) -> list[tuple[str, str]]:
+    return [(f.status, f"{f.text} -> {f.remedy}") for f in survived(check_weights("901", plans, configuration, path))]
+
+
+@pytest.mark.parametrize("trainer", ["nnUNetTrainer", CONTROL])
+def test_weights_fit_or_say_why_not(training, tmp_path, trainer):
+    file = saved(trainer, "2d", tmp_path / "w.pth")
+    assert [status for status, _ in found(file)] == ["ok"]
+    assert [status for status, _ in found(file, "2d_short")] == ["ok"]
+    ((status, text),) = found(file, "3d_fullres")
+    assert status == "problem"
+    assert "conv_op is torch.nn.modules.conv.Conv2d in" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features_per_stage": [8, 16, 16, 24]}, "features_per_stage is [8, 16, 16, 16] in"),
+        ({"strides": [[1, 1], [2, 2], [2, 2], [2, 1]]}, "and [[1, 1], [2, 2], [2, 2], [2, 1]] in configuration '2d'"),
+        ({"n_conv_per_stage": [1, 1, 1, 2]}, "n_conv_per_stage is [1, 1, 1, 1] in"),
+    ],
+)
+def test_weights_of_another_plans_file(training, tmp_path, change, message):
+    file = saved("nnUNetTrainer", "2d", tmp_path / "w.pth")
+    plans = read_json(training.plans_file)
+    plans["configurations"]["2d"]["architecture"]["arch_kwargs"].update(change)
+    other = training.preprocessed_dataset / "otherPlans.json"
+    write_json(other, plans | {"plans_name": "otherPlans"})
+    try:
+        ((status, text),) = found(file, plans="otherPlans")
+    finally:
+        other.unlink()
+    assert status == "problem"
+    assert message in text
+
+
+def test_other_classes_fit_and_other_channels_do_not(training, tmp_path, monkeypatch):
+    description = training.preprocessed_dataset / "dataset.json"
+    before = description.read_bytes()
+    content = read_json(description)
+    try:
+        write_json(description, content | {"labels": {"background": 0, "shell": 1, "core": 2, "more": 3}})
+        more_classes = saved("nnUNetTrainer", "2d", tmp_path / "classes.pth")
+        write_json(description, content | {"channel_names": {"0": "MRI", "1": "MRI"}})
+        more_channels = saved("nnUNetTrainer", "2d", tmp_path / "channels.pth")
+    finally:
+        description.write_bytes(before)
+    assert [status for status, _ in found(more_classes)] == ["ok"]
+    ((status, text),) = found(more_channels)
+    assert status == "problem"
+    assert "input channels is 2 in" in text
+
+
+def test_weights_that_fit_but_expect_other_images(training, tmp_path):
+    file = saved("nnUNetTrainer", "2d", tmp_path / "w.pth")
+    configure(training, "2d_spacing", "2d")
+    plans = read_json(training.plans_file)
+    plans["configurations"]["2d_spacing"]["spacing"] = [3.0, 3.0]
+    write_json(training.plans_file, plans)
+    fits, hint = found(file, "2d_spacing")
+    assert (fits[0], hint[0]) == ("ok", "note")
+    assert "trained with spacing [1.0, 1.0]" in hint[1]
+
+
+def test_files_that_hold_no_weights(training, tmp_path):
+    file = tmp_path / "w.pth"
+    assert "does not exist" in found(file)[0][1]
+    whole = saved("nnUNetTrainer", "2d", tmp_path / "whole.pth").read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "is damaged or no checkpoint" in found(file)[0][1]
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a", "b")
+    assert "cannot be read" in found(file)[0][1]
+    import torch
+
+    torch.save({"state_dict": {}}, file)
+    assert "has no 'network_weights'" in found(file)[0][1]
+    torch.save({"network_weights": {"a": torch.zeros(2)}}, file)
+    ((status, text),) = found(file)
+    assert status == "problem"
+    assert "the parameter encoder" in text
+    assert "is missing in" in text
+
+
+def test_doctor_checks_weights(training, tmp_path, capsys, monkeypatch):
+    file = saved("nnUNetTrainer", "2d", tmp_path / "w.pth")
+    monkeypatch.setattr("nnunet_semicon.cli.doctor.check_discovery", lambda: iter(()))  # takes seconds
+    main(["doctor", "-d", "901", "-c", "2d", "--weights", str(file)])
+    assert f"weights\n  ok       {file} fits configuration '2d' of nnUNetPlans.json" in capsys.readouterr().out
+    assert main(["doctor", "-d", "901", "-c", "3d_fullres", "--weights", str(file)]) == 1
+    assert "  problem  the weights do not fit: conv_op is" in capsys.readouterr().out
+    assert main(["doctor", "--weights", str(file)]) == 1
+    assert "--weights needs -d DATASET and -c CONFIGURATION" in capsys.readouterr().err
+    assert main(["doctor", "-d", "901", "-c", "2d"]) == 1
+    assert "-c and -p are for --weights FILE" in capsys.readouterr().err
+
+
+# --- real trainings ----------------------------------------------------------------------------------------------
+
+REAL = f"""
+    dataset: 901
+    device: cpu
+    folds: [0]
+    seeds: [0]
+    set: {{num_epochs: 1}}
+    stages:
+      taught: {{trainer: {TEACHER}, configuration: 2d_short}}
+      tuned: {{trainer: {CONTROL}, configuration: 2d_short, from: taught}}
+    """
+TAUGHT, TUNED_AFTER = f"{TEACHER}__{PLANS}__taught_s0", f"{CONTROL}__{PLANS}__tuned_s0"
+
+
+@dataclass(frozen=True)
+class Swept:
+    tiny: Tiny
+    file: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def swept(tiny, tmp_path_factory) -> Swept:
+    """A finished sweep of two cells, one starting from the other. Read-only: tests take ``again``."""
+    copy = prepare(tiny.fresh(tmp_path_factory.mktemp("swept")))
+    file = write(copy.root, REAL)
+    return Swept(copy, file, copy.run("semicon", "sweep", file, nnUNet_def_n_proc="1").stdout)
+
+
+@pytest.fixture
+def again(swept, tmp_path, monkeypatch) -> Swept:
+    """The finished sweep with results that a test may change, in this process's environment."""
+    copy = Tiny(tmp_path / "copy")
+    shutil.copytree(swept.tiny.root, copy.root)
+    copy.use(monkeypatch)
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    return Swept(copy, write(copy.root, REAL), "")
+
+
+def fold_of(swept: Swept, model: str) -> Path:
+    return swept.tiny.results / DATASET / model / "fold_0"
+
+
+def test_a_sweep_trains_its_cells_in_order(swept):
+    printed = swept.printed.splitlines()
+    commands = [line for line in printed if line.startswith("  $ ")]
+    weights = fold_of(swept, TAUGHT) / FINAL
+    assert commands == [
+        f"  $ nnUNetv2_train 901 taught_s0 0 -tr {TEACHER} -p {PLANS} -device cpu",
+        f"  $ nnUNetv2_train 901 tuned_s0 0 -tr {CONTROL} -p {PLANS} -device cpu -pretrained_weights {weights}",
+    ]
+    assert [line for line in printed if line.startswith("[")] == [
+        "[1/2] taught_s0_fold0: to be started",
+        "[2/2] tuned_s0_fold0: to be started",
+    ]
+    assert re.search(r"^taught_s0_fold0 +trained +\d+\.\d$", swept.printed, re.MULTILINE)
+    assert printed[-1] == f"  semicon compare {TAUGHT} {TUNED_AFTER}"
+    log = (fold_of(swept, TUNED_AFTER) / LOG).read_text()
+    assert f"Loading pretrained weights from file  {weights}" in log
+    assert read_json(fold_of(swept, TUNED_AFTER) / "semicon_config.json")["settings"]["num_epochs"]["value"] == 1
+    block = read_json(swept.tiny.plans_file)["configurations"]["tuned_s0"]
+    assert block["inherits_from"] == "2d_short"
+    assert block["semicon"]["num_epochs"] == 1
+
+
+def test_finished_cells_never_run_again(again):
+    """Nor does anything change, and what it says at the end can be typed."""
+    files = [fold_of(again, model) / name for model in (TAUGHT, TUNED_AFTER) for name in (FINAL, LOG, "sweep.json")]
+    before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in [*files, again.tiny.plans_file]]
+    printed = again.tiny.run("semicon", "sweep", again.file).stdout
+    assert "$ nnUNetv2_train" not in printed
+    assert "[1/2] taught_s0_fold0: finished before\n[2/2] tuned_s0_fold0: finished before\n" in printed
+    assert before == [(path.stat().st_mtime_ns, path.read_bytes()) for path in [*files, again.tiny.plans_file]]
+    lines = printed[printed.index("  cd ") :].splitlines()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["sh", "-ec", "\n".join(lines)], env=again.tiny.env | {"PATH": path}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "paired by case" in done.stdout
+
+
+def test_a_line_of_the_dry_run_trains_one_cell_in_a_fresh_shell(again, capsys):
+    """The deleted cell alone; its parent is not touched."""
+    shutil.rmtree(fold_of(again, TUNED_AFTER))
+    parent = fold_of(again, TAUGHT) / FINAL
+    before = parent.stat().st_mtime_ns
+    lines = sweep(capsys, again.file, "--dry-run").splitlines()
+    assert lines[0].startswith("# 1 taught_s0_fold0, finished: ")
+    for line, expected in ((lines[1], "finished before"), (lines[3], "  finished")):
+        shell = {"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        done = subprocess.run(["sh", "-c", line], cwd="/", env=shell, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.splitlines()[-1].endswith(expected)
+    assert (fold_of(again, TUNED_AFTER) / SUMMARY).is_file()
+    assert parent.stat().st_mtime_ns == before
+
+
+def test_a_sweep_on_submitits_local_executor(again):
+    for model in (TAUGHT, TUNED_AFTER):
+        shutil.rmtree(fold_of(again, model))
+    words = ("--launcher", "submitit", "--executor", "local", "--jobs", "1")
+    printed = again.tiny.run("semicon", "sweep", again.file, *words, nnUNet_def_n_proc="1").stdout
+    assert "[1/2] taught_s0_fold0: trained\n" in printed
+    assert "[2/2] tuned_s0_fold0: trained\n" in printed
+    assert (fold_of(again, TUNED_AFTER) / SUMMARY).is_file()
+    log = (fold_of(again, TUNED_AFTER) / LOG).read_text()
+    assert f"Loading pretrained weights from file  {fold_of(again, TAUGHT) / FINAL}" in log
+    assert list((again.file.parent / "sweep_jobs").glob("*_log.out"))
+
+
+def test_a_cell_alone_needs_its_parent(again, capsys):
+    for model in (TAUGHT, TUNED_AFTER):
+        shutil.rmtree(fold_of(again, model))
+    done = again.tiny.run("semicon", "sweep", again.file, "--cell", "2", check=False)
+    assert done.returncode == 1
+    assert "it starts from taught_s0_fold0, which is not finished" in done.stdout
+    assert not fold_of(again, TUNED_AFTER).exists()
+
+
+def test_results_of_other_settings_do_not_count_as_finished(again, capsys):
+    write(again.file.parent, REAL.replace("num_epochs: 1", "num_epochs: 2"))
+    assert "already exists with other values" in sweep(capsys, again.file, "--dry-run", code=1)
+    sentence = sweep(capsys, again.file, "--force", code=1)
+    assert f"{fold_of(again, TAUGHT)} was trained with other settings (num_epochs was 1 and is now 2)" in sentence
+    assert read_json(again.tiny.plans_file)["configurations"]["tuned_s0"]["semicon"]["num_epochs"] == 1
+
+
+def test_results_from_other_weights_do_not_count_as_finished(again, capsys):
+    folder, parent = fold_of(again, TUNED_AFTER), fold_of(again, TAUGHT)
+    write(again.file.parent, REAL.replace(", from: taught", ""))
+    assert f"{folder} was trained from " in sweep(capsys, again.file, "--dry-run", code=1)
+    write(again.file.parent, REAL)
+    sweep(capsys, again.file, "--dry-run")
+
+    shutil.copyfile(parent / FINAL, parent / "kept.pth")
+    shutil.copyfile(folder / FINAL, parent / FINAL)
+    write(again.file.parent, REAL.replace("from: taught", f"weights: {parent / FINAL}"))
+    assert "was trained from other weights" in sweep(capsys, again.file, "--dry-run", code=1)
+    write(again.file.parent, REAL.replace("from: taught", f"weights: {parent / 'kept.pth'}"))
+    sweep(capsys, again.file, "--dry-run")
+    write(again.file.parent, REAL)
+    (parent / FINAL).unlink()
+    assert "is not there: put it back, or remove that folder" in sweep(capsys, again.file, "--dry-run", code=1)
+    (folder / "sweep.json").unlink()  # trained by hand: nobody knows from what
+    sweep(capsys, again.file, "--dry-run")
+
+
+def test_planning_again_does_not_go_unnoticed(again, capsys):
+    plans = read_json(again.tiny.plans_file)
+    plans["configurations"]["2d"]["patch_size"] = [16, 32]
+    write_json(again.tiny.plans_file, plans)
+    sentence = sweep(capsys, again.file, "--dry-run", code=1)
+    assert "patch_size was [32, 32] and is now [16, 32]" in sentence
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on(tiny, tmp_path):
+    copy = prepare(tiny.fresh(tmp_path))
+    text = REAL.replace("num_epochs: 1", "num_epochs: 60, num_iterations_per_epoch: 1, num_val_iterations_per_epoch: 1")
+    file = write(copy.root, text)
+    here = Swept(copy, file, "")
+    process = subprocess.Popen(
+        [command("semicon"), "sweep", str(file)],
+        env=copy.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    )
+    fold = fold_of(here, TAUGHT)
+    wait_for(lambda: (fold / LATEST).is_file(), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error.strip().endswith(f"the same command goes on: semicon sweep {file}")
+    listed = subprocess.run(["ps", "-A", "-o", "args="], capture_output=True, text=True, check=True).stdout
+    assert "nnUNetv2_train 901 taught_s0" not in listed
+    minutes = json.loads((fold / "sweep.json").read_text())["minutes"]
+    assert minutes > 0
+
+    printed = copy.run("semicon", "sweep", file).stdout
+    assert f"  $ nnUNetv2_train 901 taught_s0 0 -tr {TEACHER} -p {PLANS} -device cpu --c\n" in printed
+    assert (fold_of(here, TUNED_AFTER) / SUMMARY).is_file()
+    assert json.loads((fold / "sweep.json").read_text())["minutes"] > minutes
