@@ -23,7 +23,7 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from make_results import benchmark_table
+from performance_page import benchmark_table
 from provenance import provenance, training_threads, write_json
 
 from nnunet_semicon.errors import UserError

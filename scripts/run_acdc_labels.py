@@ -11,10 +11,9 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from provenance import REPOSITORY, provenance, write_json
-from run_hippocampus import show
+from run_hippocampus import curves, run, show
 
 from nnunet_semicon.errors import UserError
 
@@ -34,16 +33,8 @@ def commands(dataset: str, fold: int, device: str) -> list[list[str]]:
     return [[*plan, "-overwrite_plans_name", PLANS], preprocess, [*configure, "--set", *SETTINGS], train]
 
 
-def curves(fold_folder: Path) -> list[dict[str, Any]]:
-    """Return the lines of ``scalars.jsonl``, rounded."""
-    lines = (fold_folder / "scalars.jsonl").read_text().splitlines()
-    return [{key: round(value, 5) for key, value in json.loads(line).items()} for line in lines]
-
-
 def execute(args: argparse.Namespace) -> None:
     """Run everything and write the JSON file."""
-    from run_hippocampus import run
-
     from nnunet_semicon.cli.common import dataset_name, preprocessed_folder, results_folder
 
     name = dataset_name(args.d)

@@ -2,9 +2,9 @@
 
 For each cell (trainer, configuration, seed): ``nnUNetv2_train``, ``nnUNetv2_predict`` on the validation images of the
 fold, ``nnUNetv2_evaluate_folder``, and ``semicon evaluate`` for the distances that nnU-Net lacks; then one JSON file,
-which ``semicon compare`` reads. A cell whose file exists is skipped, so the same command goes on
-where it was stopped. ``scripts/make_results.py`` makes the table. The dataset must be preprocessed, and the fold must
-list unlabeled cases (``semicon split``).
+which ``semicon compare`` reads. A cell that starts from a pre-training trains that first, unless another cell did. A
+cell whose file exists is skipped, so the same command goes on where it was stopped. ``scripts/make_results.py`` makes
+the tables. The dataset must be preprocessed, and the fold must list unlabeled cases (``semicon split``).
 """
 
 import argparse
@@ -22,87 +22,28 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+from hippocampus_rows import FOLD, GROUPS, SEEDS, Cell, Pretraining, Row
 from provenance import REPOSITORY, provenance, write_json
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.pictures.self_pacing import labels_of, mean_weights
+from nnunet_semicon.training.snapshots import FOLDER as SNAPSHOTS
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"  # nnU-Net's variables
 PLANS = "nnUNetPlans"
-CONTROL = "nnUNetTrainerSupervisedControl"
-SEEDS = (0, 1, 2)
-FOLD = 2
-BATCH_SIZE = 32
-LABELED_PER_STEP = 16
-LENGTH = ("num_epochs=6", "num_val_iterations_per_epoch=5")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table.
-
-    Attributes:
-        trainer: name for ``-tr``.
-        labeled: labeled images per step.
-        variant: what it changes, as part of the configuration's name; empty: nothing.
-        changes: what it changes, for ``semicon configure --set``.
-    """
-
-    trainer: str
-    labeled: int
-    variant: str = ""
-    changes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """Name of the configuration after that of its parent, without the seed."""
-        return "_".join(["short", *["full"] * (self.labeled == BATCH_SIZE), *[self.variant] * bool(self.variant)])
-
-    @property
-    def settings(self) -> tuple[str, ...]:
-        """What ``semicon configure --set`` gets; without ``labeled_per_step`` the control takes all rows."""
-        share = () if self.labeled == BATCH_SIZE else (f"labeled_per_step={self.labeled}",)
-        return (f"batch_size={BATCH_SIZE}", *share, *LENGTH, *self.changes)
-
-
-# what the user would have run, and the same number of labeled images as the methods get
-CONTROLS = (Row(CONTROL, BATCH_SIZE), Row(CONTROL, LABELED_PER_STEP))
-METHODS = (Row("nnUNetTrainerMeanTeacher", LABELED_PER_STEP), Row("nnUNetTrainerSPCon", LABELED_PER_STEP))
-SP_CON = METHODS[-1]
-# which meta-label does it? ``SP_CON`` has both
-VARIANTS = (
-    Row(SP_CON.trainer, LABELED_PER_STEP, "position", ("lambda.patient=0",)),
-    Row(SP_CON.trainer, LABELED_PER_STEP, "patient", ("lambda.position=0",)),
-)
-ROWS = (*CONTROLS, *METHODS)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: a row of the table with one seed, in a configuration that inherits from ``parent``."""
-
-    row: Row
-    parent: str
-    seed: int
-
-    @property
-    def configuration(self) -> str:
-        """The configuration it trains in: nnU-Net's result folder knows no seed."""
-        return f"{self.parent}_{self.row.name}_s{self.seed}"
-
-    @property
-    def name(self) -> str:
-        """Name of its JSON file, without ending."""
-        return f"{self.row.trainer}__{self.configuration}"
+FINAL = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is run on: dataset as typed by the user and in full, parent configuration, fold, device."""
+    """What is run on: dataset as typed by the user and in full, parent configuration, folds, device."""
 
     d: str
     dataset: str
     parent: str
     fold: int
+    pretraining_fold: int
     device: str
 
     @property
@@ -110,10 +51,14 @@ class Task:
         """The dataset's preprocessed folder."""
         return Path(os.environ[PREPROCESSED]) / self.dataset
 
+    def fold_of(self, cell: Cell) -> int:
+        """The fold that a cell trains in."""
+        return self.pretraining_fold if isinstance(cell.row, Pretraining) else self.fold
+
     def results(self, cell: Cell) -> Path:
         """The fold folder that nnU-Net writes."""
         model = f"{cell.row.trainer}__{PLANS}__{cell.configuration}"
-        return Path(os.environ[RESULTS]) / self.dataset / model / f"fold_{self.fold}"
+        return Path(os.environ[RESULTS]) / self.dataset / model / f"fold_{self.fold_of(cell)}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +73,7 @@ class Finished:
 # --- commands ------------------------------------------------------------------------------------------------------
 
 
-def configure_commands(task: Task, rows: Sequence[Row], seeds: Sequence[int]) -> list[list[str]]:
+def configure_commands(task: Task, rows: Sequence[Row | Pretraining], seeds: Sequence[int]) -> list[list[str]]:
     """Return one ``semicon configure`` per kind of configuration."""
     kinds = {row.name: row.settings for row in rows}
     words = ["semicon", "configure", "-d", task.d, "-c", task.parent]
@@ -139,16 +84,24 @@ def configure_commands(task: Task, rows: Sequence[Row], seeds: Sequence[int]) ->
     ]
 
 
-def cell_commands(task: Task, cell: Cell, folder: Path) -> list[list[str]]:
-    """Return training, prediction, evaluations; ``folder`` has the linked validation ``images`` and ``labels``."""
-    fold, trainer, predicted = str(task.fold), cell.row.trainer, folder / cell.name
-    train = ["nnUNetv2_train", task.d, cell.configuration, fold, "-tr", trainer, "-device", task.device]
-    predict = ["nnUNetv2_predict", "-d", task.d, "-c", cell.configuration, "-f", fold, "-tr", trainer]
-    predict += ["-i", f"{folder / 'images'}", "-o", f"{predicted}", "-device", task.device, "-npp", "1", "-nps", "1"]
+def train_command(task: Task, cell: Cell) -> list[str]:
+    """Return the training of a cell or of a pre-training."""
+    words = ["nnUNetv2_train", task.d, cell.configuration, str(task.fold_of(cell)), "-tr", cell.row.trainer]
+    words += ["-device", task.device]
+    if cell.start is not None:
+        words += ["-pretrained_weights", str(task.results(cell.start) / FINAL)]
+    return words
+
+
+def measure_commands(task: Task, cell: Cell, folder: Path) -> list[list[str]]:
+    """Return prediction and evaluations; ``folder`` has the linked validation ``images`` and ``labels``."""
+    predicted = folder / cell.name
+    predict = ["nnUNetv2_predict", "-d", task.d, "-c", cell.configuration, "-f", str(task.fold)]
+    predict += ["-tr", cell.row.trainer, "-i", f"{folder / 'images'}", "-o", f"{predicted}"]
+    predict += ["-device", task.device, "-npp", "1", "-nps", "1"]
     evaluate = ["nnUNetv2_evaluate_folder", f"{folder / 'labels'}", f"{predicted}"]
     evaluate += ["-djfile", f"{predicted / 'dataset.json'}", "-pfile", f"{predicted / 'plans.json'}", "-np", "1"]
-    measure = ["semicon", "evaluate", f"{predicted}", f"{folder / 'labels'}"]
-    return [train, predict, evaluate, measure]
+    return [predict, evaluate, ["semicon", "evaluate", f"{predicted}", f"{folder / 'labels'}"]]
 
 
 def show(words: Sequence[str]) -> None:
@@ -204,7 +157,8 @@ def find_task(args: argparse.Namespace) -> Task:
     base = Path(preprocessed_folder())
     if not os.environ.get(RESULTS):
         raise UserError(f"the variable {RESULTS} is not set: `export {RESULTS}=/your/folder`")
-    task = Task(args.d, dataset_name(args.d), args.c, args.fold, args.device)
+    pretraining_fold = args.fold if args.pretraining_fold is None else args.pretraining_fold
+    task = Task(args.d, dataset_name(args.d), args.c, args.fold, pretraining_fold, args.device)
     plans_file = base / task.dataset / f"{PLANS}.json"
     plans = json.loads(plans_file.read_text()) if plans_file.is_file() else {"configurations": {}}
     identifier = plans["configurations"].get(args.c, {}).get("data_identifier", f"{PLANS}_{args.c}")
@@ -255,34 +209,67 @@ def link_validation(task: Task, cases: Sequence[str], folder: Path) -> None:
 
 def run_cell(task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
     """Train, predict and evaluate; return what goes into the JSON file."""
-    origin = provenance(task.device)
-    train, *others = cell_commands(task, cell, folder)
-    trained = run(train)
-    for words in others:
+    content = trained(task, cell)
+    for words in measure_commands(task, cell, folder):
         run(words)
+    validation = json.loads((task.results(cell) / "validation" / "summary.json").read_text())
+    return {
+        **content,
+        "start": None if cell.start is None else cell.start.name,
+        "validation_dice": validation["foreground_mean"]["Dice"],
+        **evaluation(folder / cell.name),
+    }
 
+
+def run_pretraining(task: Task, cell: Cell) -> dict[str, Any]:
+    """Train; return what goes into the JSON file: the curves, and the self-paced weights of two scans over time."""
+    content = trained(task, cell)
+    folder = task.results(cell)
+    return {**content, "epochs": curves(folder), "pacing": pacing(folder)}
+
+
+def trained(task: Task, cell: Cell) -> dict[str, Any]:
+    """Train a cell or a pre-training; return what is recorded of both."""
+    origin = provenance(task.device)
+    finished = run(train_command(task, cell))
     config = json.loads((task.results(cell) / "semicon_config.json").read_text())
     settings = {key: entry["value"] for key, entry in config["settings"].items()}
-    validation = json.loads((task.results(cell) / "validation" / "summary.json").read_text())
-    epochs = epoch_seconds(trained.output)
+    epochs = epoch_seconds(finished.output)
     return {
         "trainer": cell.row.trainer,
         "configuration": cell.configuration,
         "dataset": task.dataset,
-        "fold": task.fold,
+        "fold": task.fold_of(cell),
         "seed": cell.seed,
         "labeled_per_step": settings["labeled_per_step"],
         "iterations": settings["num_epochs"] * settings["num_iterations_per_epoch"],
-        "cases": case_counts(trained.output),
-        "validation_dice": validation["foreground_mean"]["Dice"],
-        "train_command_seconds": round(trained.seconds, 1),
+        "cases": case_counts(finished.output),
+        "train_command_seconds": round(finished.seconds, 1),
         "epoch_seconds": epochs,
         "mean_epoch_seconds": round(mean(epochs), 2),
-        "peak_memory_mib": round(trained.peak_bytes / 2**20),
+        "peak_memory_mib": round(finished.peak_bytes / 2**20),
         **origin,
         "semicon_config": config,
-        **evaluation(folder / cell.name),
     }
+
+
+def curves(fold_folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``scalars.jsonl``, rounded."""
+    lines = (fold_folder / "scalars.jsonl").read_text().splitlines()
+    return [{key: round(value, 5) for key, value in json.loads(line).items()} for line in lines]
+
+
+def pacing(fold_folder: Path) -> list[dict[str, Any]]:
+    """Return the mean weights of positive and of negative pairs at each snapshot, per meta-label."""
+    found = []
+    for path in sorted((fold_folder / SNAPSHOTS).glob("self_pacing_epoch*.npz")):
+        with np.load(path) as arrays:
+            for label in labels_of(arrays):
+                positive, negative = mean_weights(arrays, label)
+                epoch = int(path.stem.rpartition("epoch")[2])
+                entry = {"epoch": epoch, "gamma": float(arrays["gamma"]), "label": label}
+                found.append({**entry, "positive": positive, "negative": negative})
+    return found
 
 
 def evaluation(predicted: Path) -> dict[str, Any]:
@@ -324,6 +311,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-d", default="004", metavar="DATASET", help="dataset id or name (default: %(default)s)")
     parser.add_argument("-c", default="2d", metavar="CONFIGURATION", help="parent configuration (default: %(default)s)")
     parser.add_argument("--fold", type=int, default=FOLD, help="fold with unlabeled cases (default: %(default)s)")
+    parser.add_argument(
+        "--pretraining-fold",
+        type=int,
+        metavar="F",
+        help="fold of the pre-training, where another one has the same images (default: that of --fold)",
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="default: %(default)s")
     parser.add_argument(
@@ -340,8 +333,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def selected(parent: str, seeds: Sequence[int], only: Sequence[str]) -> list[Cell]:
-    """Return the wanted cells, all rows of the first seed first, then the variants."""
-    cells = [Cell(row, parent, seed) for rows in (ROWS, VARIANTS) for seed in seeds for row in rows]
+    """Return the wanted cells, group by group, all rows of the first seed first."""
+    cells = [Cell(row, parent, seed) for rows in GROUPS for seed in seeds for row in rows]
     for text in only:
         if not any(text in cell.name for cell in cells):
             raise UserError(f"--only {text} fits no cell; cells are {', '.join(cell.name for cell in cells)}")
@@ -366,11 +359,18 @@ def execute(args: argparse.Namespace) -> None:
     print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them in {out} already")
     if not missing:
         return
-    configure = configure_commands(task, [cell.row for cell in missing], seeds)
+    starts = dict.fromkeys(cell.start for cell in missing if cell.start is not None)
+    untrained = [start for start in starts if not _is_recorded(task, start, out)]
+    cells = in_order(missing, untrained)
+    configure = configure_commands(task, [cell.row for cell in cells], seeds)
     if args.dry_run:
         folder = Path("TEMPORARY")  # links to the validation cases, removed at the end
-        for words in [*configure, *(w for cell in missing for w in cell_commands(task, cell, folder))]:
+        for words in configure:
             show(words)
+        for cell in cells:
+            show(train_command(task, cell))
+            for words in measure_commands(task, cell, folder) if isinstance(cell.row, Row) else []:
+                show(words)
         return
 
     start = time.monotonic()
@@ -379,13 +379,36 @@ def execute(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         link_validation(task, cases, folder)
-        for cell in missing:
+        for cell in cells:
             if args.budget_minutes is not None and time.monotonic() - start > 60 * args.budget_minutes:
                 print(f"{args.budget_minutes:g} minutes are over: {cell.name} and later cells are not run")
                 break
-            write_json(run_cell(task, cell, folder), out / f"{cell.name}.json")
-            print(f"wrote {out / cell.name}.json")
+            content = run_cell(task, cell, folder) if isinstance(cell.row, Row) else run_pretraining(task, cell)
+            write_json(content, json_file(task, cell, out))
+            print(f"written: {json_file(task, cell, out)}")
     print("now `python scripts/make_results.py` brings docs/results.md up to date")
+
+
+def json_file(task: Task, cell: Cell, out: Path) -> Path:
+    """Return the file of a cell; that of a pre-training lies with the fold it was made in."""
+    same_fold = task.fold_of(cell) == task.fold
+    folder = out if same_fold else out.with_name(results_folder(task.dataset, task.pretraining_fold))
+    return folder / f"{cell.name}.json"
+
+
+def _is_recorded(task: Task, start: Cell, out: Path) -> bool:
+    """Return whether a pre-training is there, with the file that says how it was made."""
+    return (task.results(start) / FINAL).is_file() and json_file(task, start, out).is_file()
+
+
+def in_order(cells: Sequence[Cell], untrained: Sequence[Cell]) -> list[Cell]:
+    """Return the cells, each pre-training that is not there before the first cell that starts from it."""
+    order: dict[Cell, None] = {}
+    for cell in cells:
+        if cell.start is not None and cell.start in untrained:
+            order[cell.start] = None
+        order[cell] = None
+    return list(order)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

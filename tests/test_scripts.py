@@ -123,12 +123,13 @@ def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
 def test_without_measurements_every_cell_is_not_run(tmp_path):
     page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
     rows = [line for line in page.splitlines() if "not run |" in line]
-    assert len(rows) == 4 + 3
+    assert len(rows) == 4 + 3 + 10
     for row in rows:
         assert row.count("not run") == 5
     assert "python scripts/run_acdc_labels.py -d 027" in page
     assert "12 of 12 runs of this table are not made" in page
     assert "beats" not in page.split("performance.md)")[1]
+    assert "30 of 30 runs of this table are not made" in page
     assert "No benchmark is run yet" in performance
 
 
@@ -168,8 +169,9 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     )
     assert "| mean | DSC | +0.004 | +0.004 to +0.004 |" in page[large:small]
     assert "| mean | DSC | +0.034 | +0.034 to +0.034 |" in page[small:]
-    assert page.count("minus control, 32 labeled rows") == 3
-    assert page.count("minus control, 16 labeled rows") == 2
+    first_table = page[: page.index("## Which meta-label")]
+    assert first_table.count("minus control, 32 labeled rows") == 3
+    assert first_table.count("minus control, 16 labeled rows") == 2
 
     assert "2 of 12 runs of this table are not made" in page
     assert "python scripts/run_hippocampus.py -d 004 -c 2d --fold 2\n" in page
@@ -208,6 +210,32 @@ def test_the_acdc_run_prints_its_commands(tmp_path):
         "semicon",
         "nnUNetv2_train",
     ]
+
+
+def test_a_pretraining_is_compared_with_the_controls_and_its_curves_are_shown(tmp_path):
+    results = tmp_path / "results"
+    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
+        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
+        write_run(results, CONTROL, "short", seed, 0.7 + offset)
+        write_run(results, CONTROL, "short_from_SPConPretrain", seed, 0.83 + offset)
+    epochs = [
+        {"epoch": e, "val_loss": 5.0 - e, "val_alignment_position": 1.5, "val_uniformity_position": -2.5}
+        for e in range(2)
+    ]
+    pacing = [
+        {"epoch": 2, "gamma": 3.0, "label": label, "positive": weight, "negative": 0.25}
+        for label, weight in (("patient", 0.5), ("position", 0.75))
+    ]
+    path = results / "hippocampus_fold2" / "nnUNetTrainerSPConPretrain__2d_short_pretrain_s0.json"
+    write_json(path, {"seed": 0, "epochs": epochs, "pacing": pacing})
+    page, _ = make_pages(results, tmp_path / "docs")
+    section = page[page.index("## Pre-training") :]
+    assert "| 16 | 3 of 3 | 0.830 | 0.010 |" in line_of(section, f"| `{CONTROL}`, from SP-Con, linear")
+    sentence = line_of(section, f"- `{CONTROL}`, from SP-Con, linear")
+    assert "beats the control with 32 labeled rows by more than the spread (+0.030" in sentence
+    assert "control, 16 labeled rows, from SP-Con, linear minus control, 16 labeled rows, paired" in section
+    assert "| SP-Con, linear | 0 | 1 | 5.000 | 1.500 | -2.500 |  |  |" in section
+    assert "| SP-Con, linear | 0 | 2 | 4.000 | 1.500 | -2.500 | 0.750 | 0.250 |" in section
 
 
 def test_a_method_that_is_worse_is_reported_so(tmp_path):
@@ -252,15 +280,25 @@ def test_a_dry_run_prints_the_commands_of_all_cells_seed_by_seed(prepared, tmp_p
         "--set batch_size=32 labeled_per_step=16 num_epochs=6 num_val_iterations_per_epoch=5 --seeds 0,1,2",
     ]
     rows = [(CONTROL, "2d_short_full"), (CONTROL, "2d_short"), (MEAN_TEACHER, "2d_short"), (SP_CON, "2d_short")]
-    assert [command for command in commands if command.startswith("nnUNetv2_train")] == [
-        f"nnUNetv2_train 901 {name}_s{seed} 0 -tr {trainer} -device cpu"
-        for part in (rows, [(SP_CON, "2d_short_position"), (SP_CON, "2d_short_patient")])
-        for seed in range(3)
-        for trainer, name in part
+    trained = [command for command in commands if command.startswith("nnUNetv2_train")]
+    assert trained[:12] == [
+        f"nnUNetv2_train 901 {name}_s{seed} 0 -tr {trainer} -device cpu" for seed in range(3) for trainer, name in rows
     ]
-    predicted = f"TEMPORARY/{SP_CON}__2d_short_patient_s2"
+    pretrained, fine_tuned = f"{SP_CON}Pretrain", "2d_short_from_SPConPretrain"
+    model = f"{pretrained}__nnUNetPlans__2d_short_pretrain"
+    weights = prepared.results / "Dataset901_Tiny" / f"{model}_s0" / "fold_0" / "checkpoint_final.pth"
+    assert trained[12:14] == [
+        f"nnUNetv2_train 901 2d_short_pretrain_s0 0 -tr {pretrained} -device cpu",
+        f"nnUNetv2_train 901 {fine_tuned}_s0 0 -tr {CONTROL} -device cpu -pretrained_weights {weights}",
+    ]
+    # one pre-training per seed serves the fine-tuning and the joint training
+    assert sum(f" -tr {pretrained} " in command and "pretrain_s0" in command for command in trained) == 1
+    assert any(command.startswith(f"nnUNetv2_train 901 {fine_tuned}_s0 0 -tr {SP_CON} ") for command in trained)
+    assert len(trained) == 12 + 2 * 3 + 2 * 3 + 2 * 4 * 3 + 2 * 3
+
+    predicted = f"TEMPORARY/{SP_CON}__{fine_tuned}_s2"
     assert commands[-3:] == [
-        f"nnUNetv2_predict -d 901 -c 2d_short_patient_s2 -f 0 -tr {SP_CON} -i TEMPORARY/images -o {predicted} "
+        f"nnUNetv2_predict -d 901 -c {fine_tuned}_s2 -f 0 -tr {SP_CON} -i TEMPORARY/images -o {predicted} "
         "-device cpu -npp 1 -nps 1",
         f"nnUNetv2_evaluate_folder TEMPORARY/labels {predicted} -djfile {predicted}/dataset.json "
         f"-pfile {predicted}/plans.json -np 1",
@@ -277,6 +315,14 @@ def test_finished_cells_are_skipped_and_cells_can_be_chosen(prepared, tmp_path):
     done = dry_run(prepared, tmp_path, "--only", "SPCom")
     assert done.returncode == 1
     assert "--only SPCom fits no cell" in done.stderr
+
+
+def test_a_pretraining_of_another_fold_serves_this_one(prepared, tmp_path):
+    words = ["--only", f"{CONTROL}__2d_short_from_SPConPretrain_s0", "--pretraining-fold", 3]
+    start, run = (c for c in commands_of(dry_run(prepared, tmp_path, *words)) if c.startswith("nnUNetv2_train"))
+    assert start == f"nnUNetv2_train 901 2d_short_pretrain_s0 3 -tr {SP_CON}Pretrain -device cpu"
+    assert run.split()[3] == "0"
+    assert "2d_short_pretrain_s0/fold_3/checkpoint_final.pth" in run
 
 
 def test_what_the_runs_need_is_named(prepared, tmp_path):

@@ -1,0 +1,132 @@
+"""What the tables on Hippocampus compare: rows, the configurations they train in, and the runs that fill them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SEEDS = (0, 1, 2)
+FOLD = 2
+BATCH_SIZE = 32
+LABELED_PER_STEP = 16
+LENGTH = ("num_epochs=6", "num_val_iterations_per_epoch=5")
+PREFIX = "nnUNetTrainer"
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """What a training starts from: the encoder, trained without labels. One per seed serves every row that names it.
+
+    Attributes:
+        trainer: name for ``-tr``.
+        variant: what it changes, as part of the configuration's name; empty: nothing.
+        changes: what it changes, for ``semicon configure --set``.
+        words: its name in a table.
+    """
+
+    trainer: str
+    variant: str = ""
+    changes: tuple[str, ...] = ()
+    words: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration after that of its parent, without the seed."""
+        return "_".join(["short_pretrain", *[self.variant] * bool(self.variant)])
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What ``semicon configure --set`` gets."""
+        return (f"batch_size={BATCH_SIZE}", *LENGTH, *self.changes)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        trainer: name for ``-tr``.
+        labeled: labeled images per step.
+        variant: what it changes, as part of the configuration's name; empty: nothing.
+        changes: what it changes, for ``semicon configure --set``.
+        start: whose weights it starts from; None: from scratch.
+        words: the variant in a table.
+    """
+
+    trainer: str
+    labeled: int
+    variant: str = ""
+    changes: tuple[str, ...] = ()
+    start: Pretraining | None = None
+    words: str = ""
+
+    @property
+    def name(self) -> str:
+        """Name of the configuration after that of its parent, without the seed."""
+        parts = ["short", *["full"] * (self.labeled == BATCH_SIZE), *[self.variant] * bool(self.variant)]
+        if self.start is not None:
+            start = self.start.trainer.removeprefix(PREFIX)
+            parts += ["from", start, *[self.start.variant] * bool(self.start.variant)]
+        return "_".join(parts)
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What ``semicon configure --set`` gets; without ``labeled_per_step`` the control takes all rows."""
+        share = () if self.labeled == BATCH_SIZE else (f"labeled_per_step={self.labeled}",)
+        return (f"batch_size={BATCH_SIZE}", *share, *LENGTH, *self.changes)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a row or a pre-training with one seed, in a configuration that inherits from ``parent``."""
+
+    row: Row | Pretraining
+    parent: str
+    seed: int
+
+    @property
+    def configuration(self) -> str:
+        """The configuration it trains in: nnU-Net's result folder knows no seed."""
+        return f"{self.parent}_{self.row.name}_s{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Name of its JSON file, without ending."""
+        return f"{self.row.trainer}__{self.configuration}"
+
+    @property
+    def start(self) -> "Cell | None":
+        """The pre-training of the same seed that it starts from."""
+        start = self.row.start if isinstance(self.row, Row) else None
+        return None if start is None else Cell(start, self.parent, self.seed)
+
+
+CONTROL, MEAN_TEACHER, SPCON = (f"{PREFIX}{name}" for name in ("SupervisedControl", "MeanTeacher", "SPCon"))
+
+# what the user would have run, and the same number of labeled images as the methods get
+CONTROLS = (Row(CONTROL, BATCH_SIZE), Row(CONTROL, LABELED_PER_STEP))
+METHODS = (Row(MEAN_TEACHER, LABELED_PER_STEP), Row(SPCON, LABELED_PER_STEP))
+SP_CON = METHODS[-1]
+ROWS = (*CONTROLS, *METHODS)
+
+# which meta-label does it? ``SP_CON`` has both
+VARIANTS = (
+    Row(SPCON, LABELED_PER_STEP, "position", ("lambda.patient=0",), words="position only"),
+    Row(SPCON, LABELED_PER_STEP, "patient", ("lambda.position=0",), words="patient only"),
+)
+
+# pre-training, then the second control; the paper's variants
+SP_CON_PRETRAIN = Pretraining(f"{SPCON}Pretrain", words="SP-Con, linear")
+PRETRAININGS = (
+    Pretraining(f"{PREFIX}SimCLRPretrain", words="SimCLR"),
+    Pretraining(f"{PREFIX}SimCLRPretrain", "linear", ("regularizer=linear",), "SimCLR, self-paced"),
+    Pretraining(f"{PREFIX}MetaContrastPretrain", words="meta-label contrast"),
+    Pretraining(f"{SPCON}Pretrain", "hard", ("regularizer=hard",), "SP-Con, hard"),
+)
+FINE_TUNED = Row(CONTROL, LABELED_PER_STEP, start=SP_CON_PRETRAIN)
+OTHERS_FINE_TUNED = tuple(Row(CONTROL, LABELED_PER_STEP, start=start) for start in PRETRAININGS)
+JOINT = (
+    Row(SPCON, LABELED_PER_STEP, "plain", ("regularizer=none",), words="plain contrast"),
+    Row(SPCON, LABELED_PER_STEP, start=SP_CON_PRETRAIN),
+)
+
+# in the order in which they are run: what a table cannot do without first
+GROUPS: tuple[Sequence[Row], ...] = (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT)
