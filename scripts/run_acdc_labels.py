@@ -21,7 +21,9 @@ PLANS = "nnUNetPlansHalf"
 CONFIGURATION = "2d_labels"
 TRAINER = "nnUNetTrainerSPCon"
 FILE = "acdc_half_labels.json"
-SETTINGS = ("batch_size=24", "num_epochs=6", "num_iterations_per_epoch=40", "num_val_iterations_per_epoch=1", "seed=0")
+# few labeled rows leave room for enough images to contrast in a step of a short run
+SETTINGS = ("batch_size=24", "labeled_per_step=4", "num_epochs=8", "num_iterations_per_epoch=40")
+SETTINGS += ("num_val_iterations_per_epoch=1", "seed=0")
 
 
 def commands(dataset: str, fold: int, device: str) -> list[list[str]]:
