@@ -1,7 +1,9 @@
 """Pre-training: what it trains, what it writes, and how other trainers start from it."""
 
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,12 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
+from nnunet_semicon.demo.dataset import NAME as DEMO_DATASET
+from nnunet_semicon.demo.dataset import write_dataset
+from nnunet_semicon.pictures.self_pacing import mean_weights
 from nnunet_semicon.training.schedule import WarmupCosine
 from tests.harness import configure, make_trainer, poison_labels, prepare, run_until, scalars_of, started, step
+from tests.tiny import command
 
 PRETRAIN = "nnUNetTrainerSPConPretrain"
 CONTROL = "nnUNetTrainerSupervisedControl"
@@ -154,3 +160,46 @@ def test_stock_commands_pre_train_and_start_from_it(training):
     said = training.run("nnUNetv2_train", *words).stdout
     assert "Loading pretrained weights" in said
     assert "Mean Validation Dice" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["demo", "Dataset004_Hippocampus"])
+def test_late_in_a_run_positive_pairs_weigh_more(name, request, tmp_path):
+    """SP-Con supplement, Fig. 6: what the weights of two scans show in the last two of four snapshots."""
+    raw, preprocessed, results = (tmp_path / part for part in ("raw", "preprocessed", "results"))
+    raw.mkdir()
+    if name == "demo":
+        write_dataset(raw)
+        dataset, fold, preprocess = DEMO_DATASET, 0, ["semicon", "preprocess"]
+    else:
+        source = request.getfixturevalue("real_data") / name
+        (raw / name).symlink_to(source)
+        (preprocessed / name).mkdir(parents=True)
+        shutil.copy(source / "splits_final.json", preprocessed / name)
+        dataset, fold, preprocess = name, 2, []
+    folders = {"nnUNet_raw": raw, "nnUNet_preprocessed": preprocessed, "nnUNet_results": results}
+    env = {**os.environ, **{key: str(folder) for key, folder in folders.items()}}
+
+    def run(*words) -> None:
+        done = subprocess.run([command(words[0]), *words[1:]], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    run("nnUNetv2_plan_and_preprocess", "-d", dataset, "-c", "2d", "-npfp", "2", "-np", "2")
+    if preprocess:
+        run(*preprocess, "-d", dataset, "-c", "2d", "-np", "2")
+    budget = [
+        "batch_size=32",
+        "num_epochs=8",
+        "num_iterations_per_epoch=60",
+        "num_val_iterations_per_epoch=1",
+        "seed=0",
+    ]
+    run("semicon", "configure", "-d", dataset, "-c", "2d", "--name", "2d_short", "--set", *budget)
+    run("nnUNetv2_train", dataset, "2d_short", str(fold), "-tr", PRETRAIN, "-device", "cpu")
+    snapshots = sorted(results.rglob("self_pacing_epoch*.npz"))
+    assert len(snapshots) == 4
+    for path in snapshots[-2:]:
+        positive, negative = mean_weights(np.load(path), "position")
+        assert positive > negative, path.name
+    assert next(results.rglob("self_pacing.png")).is_file()
