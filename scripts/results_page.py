@@ -138,7 +138,7 @@ def results_page(results: Path) -> str:
         what_is_missing(labels, benchmark),
         *quality(labels, (SP_CON,)),
         *pretraining(results / CELLS, benchmark),
-        "## Position, patient and phase: SP-Con on ACDC at half resolution",
+        "## Position, patient and phase: SP-Con's pre-training on ACDC at half resolution",
         acdc_labels(results / ACDC_LABELS),
     ]
     return "\n\n".join(parts) + "\n"
@@ -338,8 +338,8 @@ def acdc_labels(file: Path) -> str:
     fallen = [label for label in labels if last[f"pair_loss_{label}"] < first[f"pair_loss_{label}"]]
     says = f"The pair loss of {', '.join(fallen) or 'no label'} is lower in the last epoch than in the first."
     return (
-        f"Means over the positive pairs of an epoch: loss l of a pair and its self-paced weight w. {says} A Dice of so "
-        f"short a run would mean nothing; numbers need a GPU.\n\n{markdown_table(header, lines)}\n\n"
+        "Means over the positive pairs of an epoch: loss l of a pair and its self-paced weight w; every label has the "
+        f"weight 1. {says} So short a run is not evaluated; numbers need a GPU.\n\n{markdown_table(header, lines)}\n\n"
         f"`{run['dataset']}`, fold {run['fold']}, batch size {settings['batch_size']}, "
         f"{settings['num_epochs']} epochs of {settings['num_iterations_per_epoch']} steps, seed {settings['seed']}; "
         f"{run['device_name']}, {run['date'][:10]}, commit {run['commit']}; made by `{command}`."

@@ -1,8 +1,8 @@
-"""Shows that position, patient and phase all train: SP-Con on ACDC at half resolution, a short run on the CPU.
+"""Shows that position, patient and phase all train: SP-Con's pre-training on ACDC at half resolution, on the CPU.
 
 ``nnUNetv2_plan_experiment`` with a spacing of 5 x 2 x 2 mm, ``nnUNetv2_preprocess``, ``semicon configure``,
-``nnUNetv2_train``; then one JSON file with the curves of every meta-label. The Dice of so short a run means nothing and
-is not recorded. ``scripts/make_results.py`` makes the table. The dataset must have a fingerprint
+``nnUNetv2_train``; then one JSON file with the curves of every meta-label. All of them have the weight 1, so that a
+short run shows each. ``scripts/make_results.py`` makes the table. The dataset must have a fingerprint
 (``nnUNetv2_extract_fingerprint -d 027``), and its fold must list unlabeled cases.
 """
 
@@ -19,11 +19,10 @@ from nnunet_semicon.errors import UserError
 
 PLANS = "nnUNetPlansHalf"
 CONFIGURATION = "2d_labels"
-TRAINER = "nnUNetTrainerSPCon"
+TRAINER = "nnUNetTrainerSPConPretrain"
 FILE = "acdc_half_labels.json"
-# few labeled rows leave room for enough images to contrast in a step of a short run
-SETTINGS = ("batch_size=24", "labeled_per_step=4", "num_epochs=8", "num_iterations_per_epoch=40")
-SETTINGS += ("num_val_iterations_per_epoch=1", "seed=0")
+SETTINGS = ("batch_size=24", "num_epochs=8", "num_iterations_per_epoch=50", "num_val_iterations_per_epoch=1", "seed=0")
+WEIGHTS = ("lambda.position=1", "lambda.patient=1", "lambda.phase=1")
 
 
 def commands(dataset: str, fold: int, device: str) -> list[list[str]]:
@@ -32,7 +31,7 @@ def commands(dataset: str, fold: int, device: str) -> list[list[str]]:
     preprocess = ["nnUNetv2_preprocess", "-d", dataset, "-plans_name", PLANS, "-c", "2d", "-np", "2"]
     configure = ["semicon", "configure", "-d", dataset, "-p", PLANS, "-c", "2d", "--name", CONFIGURATION, "--force"]
     train = ["nnUNetv2_train", dataset, CONFIGURATION, str(fold), "-tr", TRAINER, "-p", PLANS, "-device", device]
-    return [[*plan, "-overwrite_plans_name", PLANS], preprocess, [*configure, "--set", *SETTINGS], train]
+    return [[*plan, "-overwrite_plans_name", PLANS], preprocess, [*configure, "--set", *SETTINGS, *WEIGHTS], train]
 
 
 def execute(args: argparse.Namespace) -> None:
