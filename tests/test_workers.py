@@ -9,7 +9,7 @@ import torch
 
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.workers import start_workers, stop_workers
-from nnunet_semicon.training import semi_trainer
+from nnunet_semicon.training import stream_trainer
 from tests.harness import WITH_UNLABELED, Stopped, configure, make_trainer, prepare, run_until, started
 
 MEAN_TEACHER = "nnUNetTrainerMeanTeacher"
@@ -76,7 +76,7 @@ def test_the_seed_decides_and_rank_and_epoch_change_the_draws(two_workers):
 
 def test_seed_rank_and_epoch_reach_the_workers(training, monkeypatch):
     seen = []
-    monkeypatch.setattr(semi_trainer, "start_workers", lambda train, val, entropy, pin_memory: seen.append(entropy))
+    monkeypatch.setattr(stream_trainer, "start_workers", lambda train, val, entropy, pin_memory: seen.append(entropy))
     configure(training, "2d_unseeded", "2d_short", seed=None)
     for configuration, rank, epoch in (
         ("2d_short", 0, 0),
