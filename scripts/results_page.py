@@ -29,11 +29,13 @@ from performance_page import BENCHMARK, BENCHMARK_COMMAND
 from run_acdc_labels import FILE as ACDC_LABELS
 from tables import NOT_RUN, NOTICE, PAGES_COMMAND, markdown_table, number
 
+from nnunet_semicon.configuration.rules import GAMMA_START
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.evaluation.compare import Method, compare
 from nnunet_semicon.evaluation.comparison_tables import describe, differences_markdown, how, means_markdown
 from nnunet_semicon.evaluation.runs import run_of
 
+VISIBLE = 0.01  # a difference of pair losses that is more than the noise of an epoch
 CELLS = f"hippocampus_fold{FOLD}"
 CELLS_COMMAND = f"python scripts/run_hippocampus.py -d 004 -c 2d --fold {FOLD}"
 
@@ -334,9 +336,15 @@ def acdc_labels(file: Path) -> str:
     for row in run["epochs"]:
         of_labels = (number(row[f"{what}_{label}"]) for label in labels for what in ("pair_loss", "weight"))
         lines.append([str(row["epoch"]), f"{row['gamma']:.1f}", *of_labels])
-    first, last = run["epochs"][0], run["epochs"][-1]
-    fallen = [label for label in labels if last[f"pair_loss_{label}"] < first[f"pair_loss_{label}"]]
-    says = f"The pair loss of {', '.join(fallen) or 'no label'} is lower in the last epoch than in the first."
+    alike = settings["gamma_start"] / GAMMA_START
+    last = run["epochs"][-1]
+    below = {label: alike - last[f"pair_loss_{label}"] for label in labels}
+    learned = [f"{label} ({difference:.3f} below)" for label, difference in below.items() if difference > VISIBLE]
+    says = f"Embeddings that are all alike have l = {alike:.3f}. In the last epoch, it is lower for "
+    says += f"{', '.join(learned) or 'no label'}."
+    if len(learned) < len(labels):
+        others = [label for label in labels if below[label] <= VISIBLE]
+        says += f" Not yet for {', '.join(others)}: a run this short does not show whether it is learned."
     return (
         "Means over the positive pairs of an epoch: loss l of a pair and its self-paced weight w; every label has the "
         f"weight 1. {says} So short a run is not evaluated; numbers need a GPU.\n\n{markdown_table(header, lines)}\n\n"

@@ -15,6 +15,7 @@ Stage = Literal["pretrain", "joint"]
 
 # fewer embeddings than this in a step leave too few negatives: contrast is then against a queue as well
 FEW_EMBEDDINGS = 16
+GAMMA_START = 0.49  # times the pair loss of embeddings that are all alike
 SET = "set in the plans"  # the reason of a value that the user chose
 
 
@@ -193,7 +194,8 @@ def gamma_range(candidates: int, temperature: float, mode: str) -> Mapping[str, 
     end = 1.53 if mode == "linear" else 0.9
     return {
         "gamma_start": Derived(
-            0.49 * math.log(candidates), f"0.49 log({candidates}): scales with the loss of an untrained embedding"
+            GAMMA_START * math.log(candidates),
+            f"{GAMMA_START} log({candidates}): scales with the loss of an untrained embedding",
         ),
         "gamma_end": Derived(
             end * bound, f"{end} (log {candidates + 1} + 2 / {temperature}): the bound of the pair loss"
