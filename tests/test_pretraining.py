@@ -171,13 +171,13 @@ def test_late_in_a_run_positive_pairs_weigh_more(name, request, tmp_path):
     raw.mkdir()
     if name == "demo":
         write_dataset(raw)
-        dataset, fold, preprocess = DEMO_DATASET, 0, ["semicon", "preprocess"]
+        dataset, fold, preprocess = DEMO_DATASET.removeprefix("Dataset")[:3], 0, ["semicon", "preprocess"]
     else:
         source = request.getfixturevalue("real_data") / name
         (raw / name).symlink_to(source)
         (preprocessed / name).mkdir(parents=True)
         shutil.copy(source / "splits_final.json", preprocessed / name)
-        dataset, fold, preprocess = name, 2, []
+        dataset, fold, preprocess = "4", 2, []
     folders = {"nnUNet_raw": raw, "nnUNet_preprocessed": preprocessed, "nnUNet_results": results}
     env = {**os.environ, **{key: str(folder) for key, folder in folders.items()}}
 
