@@ -16,6 +16,7 @@ import SimpleITK
 from matplotlib.image import imread
 from scipy.ndimage import binary_dilation
 
+from nnunet_semicon import commands
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.demo import chain, dataset
 from nnunet_semicon.demo.chain import Command, Folder
@@ -311,7 +312,7 @@ def test_a_failing_command_is_one_sentence_with_the_end_of_its_output(tmp_path):
     first, *rest = str(error.value).splitlines()
     assert first.startswith("`semicon preprocess -d 500 -c 2d` ended with exit code 1")
     assert f"the whole output is in {log}" in first
-    assert rest == [f"    {line}" for line in log.read_text().splitlines() if line.strip()][-chain.LAST_LINES :]
+    assert rest == [f"    {line}" for line in log.read_text().splitlines() if line.strip()][-commands.LAST_LINES :]
     assert "Traceback" not in log.read_text()
 
 

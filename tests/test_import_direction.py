@@ -29,6 +29,7 @@ TABLE = {
     "__init__": Rule(),
     "__main__": Rule(ours={"cli"}),
     "errors": Rule(),
+    "commands": Rule(),
     "autoload": Rule(),
     "nnunet_ext": Rule(ours={"trainers"}),
     "losses": Rule(libraries={"torch"}),
@@ -61,8 +62,8 @@ TABLE = {
         libraries={"batchgenerators", "batchgeneratorsv2", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),
-    "sweep": Rule(ours={"configuration"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}),
-    "demo": Rule(libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
+    "sweep": Rule(ours={"commands", "configuration"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}),
+    "demo": Rule(ours={"commands"}, libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
     "evaluation": Rule(libraries={"nnunetv2", "numpy", "scipy"}),
     "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),
 }

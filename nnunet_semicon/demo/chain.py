@@ -8,15 +8,12 @@ labels for the 41 unlabeled ones too) and fixed before SP-Con was measured on th
 import os
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_semicon import commands as processes
 from nnunet_semicon.demo.dataset import NAME
 from nnunet_semicon.errors import UserError, listing
 
@@ -32,7 +29,6 @@ BUDGET = (
     "num_val_iterations_per_epoch=1",
     "seed=0",
 )
-LAST_LINES = 6  # of a failed command's output
 
 
 @dataclass(frozen=True)
@@ -239,26 +235,9 @@ def run(command: Command, log: Path, added: dict[str, str], on_epochs: Callable[
         UserError: it could not be started, or failed. Whatever it started is ended before.
     """
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("nnUNet_", "NNUNET_SEMICON_"))}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    environment = inherited | added | {"PATH": path, "PYTHONUNBUFFERED": "1"}
     start = time.monotonic()
     with open(log, "wb") as output:
-        try:
-            # a session of its own: the command and its workers can be ended together
-            process = subprocess.Popen(
-                command.words,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise UserError(
-                f"`{command.words[0]}` cannot be started ({error.strerror}): expected it in "
-                f"{Path(sys.executable).parent}, beside the Python that runs the demo; `semicon doctor` checks the "
-                "installation"
-            ) from None
+        process = processes.start(command.words, inherited | added, output)
     try:
         while process.poll() is None:
             time.sleep(0.2)
@@ -266,31 +245,16 @@ def run(command: Command, log: Path, added: dict[str, str], on_epochs: Callable[
                 on_epochs(log.read_text(errors="replace").count("Epoch time:"))
     finally:
         if process.returncode != 0:
-            _end(process)
+            processes.end(process)
     if process.returncode != 0:
         raise UserError(failure(command, process.returncode, log))
     return time.monotonic() - start
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a command and everything that it started."""
-    if os.name != "posix":
-        process.kill()
-    else:
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=3)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # workers that did not listen
-    process.wait()
-
-
 def failure(command: Command, code: int, log: Path) -> str:
     """Return the sentence about a failed command, with the last lines of its output."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
-    ending = "\n".join(f"    {line}" for line in lines) or "    (no output)"
-    how = f"with exit code {code}" if code > 0 else f"on signal {-code}"
+    how = processes.how_it_ended(code)
     return (
         f"`{command}` ended {how}; `semicon doctor` checks the installation, the whole output is in {log} and ends "
-        f"with\n{ending}"
+        f"with\n{processes.last_lines(log)}"
     )

@@ -10,7 +10,7 @@ by ``lambda``, among them ``self`` (every image its own label: SimCLR).
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from nnunet_semicon.losses.embedding_quality import alignment, uniformity
 from nnunet_semicon.losses.pairs import OTHER, Pairs, has_negatives, pairs_by_label
 from nnunet_semicon.losses.schedules import power_schedule
 from nnunet_semicon.losses.self_paced import Mode, SelfPaced, self_paced_contrast, self_paced_weights
-from nnunet_semicon.methods.base import BuildContext
+from nnunet_semicon.methods.base import BuildContext, Needs
 from nnunet_semicon.networks.ema import EmaTeacher
 from nnunet_semicon.networks.heads import Projectors
 from nnunet_semicon.networks.queue import EmbeddingQueue
@@ -87,6 +87,12 @@ class Contrast(NamedTuple):
 
     loss: Tensor
     scalars: dict[str, Tensor]
+
+
+def needs_of(needs: Needs, config: ContrastConfig) -> Needs:
+    """Return what a method with this contrast asks of the trainer: sampler and tap are hyper-parameters."""
+    is_by_scan = config.sampler == "scans_x_partitions"
+    return replace(needs, sample_scans=is_by_scan, taps=(encoder_tap(config.tap_level),))
 
 
 def derive(config: ContrastConfig, facts: Facts) -> dict[str, Derived]:

@@ -13,7 +13,7 @@ step. They are listed in docs/methods/sp_con.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
-from nnunet_semicon.methods.meta_contrast import VIEWS, ContrastConfig, MetaContrast, derive
+from nnunet_semicon.methods.meta_contrast import VIEWS, ContrastConfig, MetaContrast, derive, needs_of
 from nnunet_semicon.networks.ema import segmentation_teacher
-from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps, encoder_tap
+from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ class SPCon(Method):
     @classmethod
     def needs_of(cls, config: SPConConfig) -> Needs:
         """The sampler and the tap are hyper-parameters."""
-        is_by_scan = config.sampler == "scans_x_partitions"
-        return replace(cls.needs, sample_scans=is_by_scan, taps=(encoder_tap(config.tap_level),))
+        return needs_of(cls.needs, config)
 
     @classmethod
     def derive(cls, config: SPConConfig, facts: Facts) -> dict[str, Derived]:

@@ -12,7 +12,7 @@ updated every step. They are listed in docs/methods/sp_con_pretrain.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,9 +33,9 @@ from nnunet_semicon.methods.base import (
     Student,
     SupervisedLoss,
 )
-from nnunet_semicon.methods.meta_contrast import VIEWS, ContrastConfig, MetaContrast, derive
+from nnunet_semicon.methods.meta_contrast import VIEWS, ContrastConfig, MetaContrast, derive, needs_of
 from nnunet_semicon.networks.ema import EmaTeacher
-from nnunet_semicon.networks.taps import BOTTLENECK, encoder_tap, stage_of
+from nnunet_semicon.networks.taps import BOTTLENECK, stage_of
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,7 @@ class SPConPretrain(PretrainMethod):
     @classmethod
     def needs_of(cls, config: SPConPretrainConfig) -> Needs:
         """The sampler and the tap are hyper-parameters."""
-        is_by_scan = config.sampler == "scans_x_partitions"
-        return replace(cls.needs, sample_scans=is_by_scan, taps=(encoder_tap(config.tap_level),))
+        return needs_of(cls.needs, config)
 
     @classmethod
     def derive(cls, config: SPConPretrainConfig, facts: Facts) -> dict[str, Derived]:

@@ -2,25 +2,19 @@
 
 import os
 import shlex
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import IO
 
+from nnunet_semicon import commands
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.sweep.cells import Cell
 from nnunet_semicon.sweep.locks import lock
 from nnunet_semicon.sweep.plan import LOG, Plan, Record, Standing
 from nnunet_semicon.sweep.weights import fingerprint
-
-LAST_LINES = 6  # of a failed command's output
-SECONDS_TO_END = 5  # for a command that is asked to
 
 Say = Callable[[str], None]
 
@@ -125,12 +119,6 @@ def _train(plan: Plan, cell: Cell, standing: Standing, words: Sequence[str], log
 # --- one command -------------------------------------------------------------------------------------------------
 
 
-def environment() -> Mapping[str, str]:
-    """Return the environment of the commands: this one, with the commands of this Python first."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1"}
-
-
 def run(words: Sequence[str], output: IO[bytes]) -> int:
     """Run a command; if this process is interrupted, the command and all that it started are ended first.
 
@@ -141,44 +129,15 @@ def run(words: Sequence[str], output: IO[bytes]) -> int:
     Raises:
         UserError: it cannot be started.
     """
-    try:
-        # a session of its own: an interrupt from the terminal reaches only us, and all of it can be ended together
-        process = subprocess.Popen(
-            list(words),
-            env=dict(environment()),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as error:
-        raise UserError(
-            f"`{words[0]}` cannot be started ({error.strerror}): expected it in {Path(sys.executable).parent}; "
-            "`semicon doctor` checks the installation"
-        ) from None
+    process = commands.start(words, os.environ, output)
     try:
         return process.wait()
     finally:
         if process.returncode != 0:
-            _end(process)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a command and everything that it started."""
-    if os.name != "posix":
-        process.kill()
-    else:
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=SECONDS_TO_END)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # workers that did not listen
-    process.wait()
+            commands.end(process)
 
 
 def failure(code: int, log: Path) -> str:
     """Return how a command ended, with the last lines of its output."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-LAST_LINES:]
-    ending = "\n".join(f"    {line}" for line in lines) or "    (no output)"
-    how = f"with exit code {code}" if code > 0 else f"on signal {-code}"
-    return f"it ended {how}; the whole output is in {log} and ends with\n{ending}"
+    how = commands.how_it_ended(code)
+    return f"it ended {how}; the whole output is in {log} and ends with\n{commands.last_lines(log)}"
