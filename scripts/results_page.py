@@ -347,7 +347,8 @@ def acdc_labels(file: Path) -> str:
         says += f" Not yet for {', '.join(others)}: a run this short does not show whether it is learned."
     return (
         "Means over the positive pairs of an epoch: loss l of a pair and its self-paced weight w; every label has the "
-        f"weight 1, the learning rate is at most {settings['learning_rate']:g}. {says} So short a run is not evaluated; numbers need a GPU.\n\n{markdown_table(header, lines)}\n\n"
+        f"weight 1, the learning rate at most {settings['learning_rate']:g}. {says} "
+        f"So short a run is not evaluated; numbers need a GPU.\n\n{markdown_table(header, lines)}\n\n"
         f"`{run['dataset']}`, fold {run['fold']}, batch size {settings['batch_size']}, "
         f"{settings['num_epochs']} epochs of {settings['num_iterations_per_epoch']} steps, seed {settings['seed']}; "
         f"{run['device_name']}, {run['date'][:10]}, commit {run['commit']}; made by `{command}`."
