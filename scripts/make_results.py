@@ -1,4 +1,4 @@
-"""Writes docs/results.md and docs/performance.md from the JSON files in docs/results.
+"""Writes docs/results.md and docs/performance.md, with a figure, from the JSON files in docs/results.
 
 Nothing in these pages is written by hand: a number comes from a measurement in the repository, a cell without one is
 "not run", and whether a method beats a control is computed. The tables of quality are those of ``semicon compare``.
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from losses_page import draw_losses
 from performance_page import performance_page
 from provenance import REPOSITORY
 from results_page import results_page
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"make_results: {error}", file=sys.stderr)
         return 1
+    draw_losses(args.results, args.out / "figures")
     for name, text in pages.items():
         (args.out / name).write_text(text)
         print(f"wrote {args.out / name}")

@@ -6,6 +6,7 @@ from statistics import mean
 from typing import Any
 
 from hippocampus_rows import FOLD
+from losses_page import losses_section
 from tables import NOT_RUN, NOTICE, PAGES_COMMAND, markdown_table, milliseconds
 
 BENCHMARK = "benchmark_step_hippocampus_2d_cpu.json"
@@ -36,6 +37,7 @@ def performance_page(results: Path) -> str:
         parts += [f"## {where}", benchmark_table(content), _circumstances(content)]
     if not files:
         parts.append(f"No benchmark is run yet. The first one:\n\n```bash\n{BENCHMARK_COMMAND}\n{PAGES_COMMAND}\n```")
+    parts += ["## Contrast of many vectors", losses_section(results)]
     parts += ["## `semicon evaluate`", evaluation_speed(results / METRICS)]
     return "\n\n".join(parts) + "\n"
 

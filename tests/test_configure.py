@@ -528,7 +528,7 @@ NEW = ["-c", "2d", "--name", "mine"]
     ("words", "sentence"),
     [
         ([*NEW, "--set", "temprature=0.1"], "'temprature' in --set; did you mean 'temperature'"),
-        ([*NEW, "--set", "temperature=-1"], "expected at least 0.001"),
+        ([*NEW, "--set", "temperature=-1"], "expected at least 0.005"),
         ([*NEW, "--set", "temperature=NaN"], "'temperature' in --set is 'NaN', expected a number"),
         ([*NEW, "--set", "temperature=[1]"], "'temperature' in --set is [1], expected a number"),
         ([*NEW, "--set", "temperature.x=1"], "'temperature' in --set is {'x': 1}, expected a number"),
@@ -544,7 +544,7 @@ NEW = ["-c", "2d", "--name", "mine"]
         ([*NEW, "--seeds", "a"], "expected whole numbers such as 0,1,2"),
         ([*NEW, "--seeds", "0", "--set", "seed=1"], "'seed' is in --set and in --seeds"),
         ([*NEW, "--grid", "gama_start=1,2"], "'gama_start' in --grid; did you mean 'gamma_start'"),
-        ([*NEW, "--grid", "temperature=0.1,0"], "'temperature' in --grid is 0.0, expected at least 0.001"),
+        ([*NEW, "--grid", "temperature=0.1,0"], "'temperature' in --grid is 0.0, expected at least 0.005"),
         ([*NEW, "--grid", "lambda.patients=0,1"], "unknown entry 'lambda.patients' in --grid"),
         ([*NEW, "--grid", "lambda.patient=0,-1"], "'lambda.patient' in --grid is -1, expected at least 0"),
         ([*NEW, "--grid", "seed=1,2", "--set", "seed=1"], "'seed' is in --grid and 'seed' in --set"),
@@ -780,7 +780,7 @@ def test_all_hyper_parameters_of_one_trainer(capsys):
     printed = capsys.readouterr().out
     rows = {line.split()[0]: re.split(r"  +", line) for line in printed.splitlines() if line[:1].isalpha()}
     assert {*keys_of(SPConConfig), *keys_of(RunConfig), "batch_size"} <= rows.keys()
-    assert rows["temperature"] == ["temperature", "0.07", "at least 0.001", "tau of the contrast", "supplement 3.2"]
+    assert rows["temperature"] == ["temperature", "0.07", "at least 0.005", "tau of the contrast", "supplement 3.2"]
     assert rows["lambda"][1] == "position=1.0 patient=0.01 self=0.0 others=0.001"
     assert rows["regularizer"][1:3] == ["linear", "linear, hard, none"]
     assert rows["ema_decay"][2] == "0 to 1"

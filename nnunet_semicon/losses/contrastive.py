@@ -3,21 +3,28 @@
     l_ij    = -log [ exp(z_i . z_j / tau) / sum_{a in A(i)} exp(z_i . z_a / tau) ]              (SP-Con, eq. 1)
     L_con^k = 1/(2N) sum_i 1/|P^k(i)| sum_{j in P^k(i)} l_ij
 
-(Peng et al., NeurIPS 2021; L_out of Khosla et al., NeurIPS 2020.) In code: z_i ``anchors``, z_a ``candidates``, A(i)
-``candidate_mask``, P^k(i) ``positive``, tau ``temperature``, 2N the number of anchors.
+(Peng et al., NeurIPS 2021; L_out of Khosla et al., NeurIPS 2020.) In code: A(i) and P^k(i) ``pairs``, tau
+``temperature``, 2N the number of anchors, log sum_a exp(...) ``log_denominators``. Computed without a matrix of all
+pairs (:mod:`nnunet_semicon.losses.streaming`).
 
 Deviations: the mean is over the anchors that have a positive (with two views per image and known labels, all 2N
-have). Embeddings are normalized here, so that every loss is invariant to their scale. Computed in float32 with autocast
-off: at tau = 0.07, exp(-2 / tau) = 4e-13 underflows in float16.
+have), in each set, then over the sets that have such an anchor. Embeddings are normalized here, so that every loss is
+invariant to their scale. Computed in float32 with autocast off: at tau = 0.07, exp(-2 / tau) = 4e-13 underflows in
+float16; below tau = 0.025, where float32 could overflow, in float64.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_semicon.losses.pairs import Pairs
+from nnunet_semicon.losses.pairs import Pairs, masks
+from nnunet_semicon.losses.streaming import group_logsumexp, positive_similarity
+
+FLOAT32_TEMPERATURE = 0.025  # exp(1 / 0.025) = 2e17: sums and products of such numbers fit into float32
+LOWEST_TEMPERATURE = 0.005  # exp(1 / 0.005) = 7e86: likewise in float64
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
@@ -32,66 +39,109 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def pair_losses(anchors: Tensor, candidates: Tensor, candidate_mask: Tensor, temperature: float) -> Tensor:
-    """l_ij for every anchor i and candidate j (eq. 1), not reduced.
+def scaled_unit_vectors(embeddings: Tensor, pairs: Pairs, temperature: float) -> Tensor:
+    """Return z / sqrt(tau), whose products are z_i . z_j / tau.
 
     Args:
-        anchors: (M, D) embeddings of any scale and floating dtype.
-        candidates: (A, D) embeddings.
-        candidate_mask: (M, A) bool, A(i).
-        temperature: tau > 0.
+        embeddings: (N, D), or (K, N, D), of any scale and floating dtype.
+        pairs: of these embeddings.
+        temperature: tau >= 0.005.
 
     Returns:
-        (M, A) float32 (float64 for float64 input), 0 <= l_ij <= log |A(i)| + 2 / tau. Entries outside the mask are 0
-        and have no gradient, also in rows without any candidate.
+        (K, N, D) float32, or float64 for float64 input and for temperatures below 0.025.
 
     Raises:
-        ValueError: temperature not positive; a mask that does not fit the embeddings.
+        ValueError: temperature too low; pairs that do not fit the embeddings.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    expected = (len(anchors), len(candidates))
-    if candidate_mask.shape != expected:
+    if not temperature >= LOWEST_TEMPERATURE:
+        raise ValueError(f"temperature must be at least {LOWEST_TEMPERATURE}, got {temperature}")
+    sets = embeddings if embeddings.dim() == 3 else embeddings[None]
+    if sets.shape[:2] != pairs.labels.shape:
         raise ValueError(
-            f"candidate_mask must have the shape (anchors, candidates) = {expected}, got {tuple(candidate_mask.shape)}"
+            f"pairs must have one label for each embedding, got {tuple(pairs.labels.shape)} labels and embeddings of "
+            f"shape {tuple(embeddings.shape)}"
         )
-    with full_precision(anchors.device):
-        z_i = F.normalize(at_least_float32(anchors), dim=1)
-        z_a = F.normalize(at_least_float32(candidates), dim=1)
-        dtype = torch.promote_types(z_i.dtype, z_a.dtype)
-        similarity = z_i.to(dtype) @ z_a.to(dtype).T / temperature
-        # The lowest finite number, not -inf: a row without candidates would give (-inf) - (-inf) on the way back.
-        in_denominator = similarity.masked_fill(~candidate_mask, torch.finfo(dtype).min)
-        losses = torch.logsumexp(in_denominator, dim=1, keepdim=True) - similarity
-        return losses.masked_fill(~candidate_mask, 0.0)
+    wanted = at_least_float32(sets) if temperature >= FLOAT32_TEMPERATURE else sets.double()
+    return F.normalize(wanted, dim=2) / temperature**0.5
 
 
-def mean_over_positives(values: Tensor, positive: Tensor) -> Tensor:
-    """1/(2N) sum_i 1/|P(i)| sum_{j in P(i)} values_ij: the mean over each anchor's positives, then over anchors.
+def log_denominators(z: Tensor, label_sets: Sequence[Pairs]) -> list[Tensor]:
+    """Return log sum_{a in A(i)} exp(z_i . z_a) for each of several labelings of the same vectors.
+
+    A(i) depends on which labels are known, not on their values: one pass over all pairs serves every labeling.
 
     Args:
-        values: (M, A) float.
-        positive: (M, A) bool, P(i).
+        z: (K, N, D) from :func:`scaled_unit_vectors`.
+        label_sets: labelings with the same number M of possible anchors.
 
     Returns:
-        0-dim; anchors without a positive do not count. Without any anchor a zero that is connected to the graph.
+        For each labeling (K, M), finite also where an anchor has no candidate.
     """
-    counts = positive.sum(dim=1)
-    per_anchor = values.masked_fill(~positive, 0.0).sum(dim=1) / counts.clamp_min(1)
-    return per_anchor.sum() / (counts > 0).sum().clamp_min(1)
+    code = torch.zeros_like(label_sets[0].labels)
+    for bit, pairs in enumerate(label_sets):
+        code += pairs.known.to(code.dtype) << bit
+    if len(label_sets) == 1:
+        patterns, groups = [1], code - 1
+    else:  # the vectors whose labels are known in the same labelings form a group
+        found, groups = code.unique(return_inverse=True)
+        patterns = found.tolist()
+    sums = group_logsumexp(z, groups, len(patterns), label_sets[0].n_anchors)
+    return [
+        log_sum(sums[:, :, [index for index, pattern in enumerate(patterns) if pattern >> bit & 1]])
+        for bit in range(len(label_sets))
+    ]
 
 
-def supervised_contrast(anchors: Tensor, candidates: Tensor, pairs: Pairs, temperature: float) -> Tensor:
+def log_sum(logarithms: Tensor) -> Tensor:
+    """Return logsumexp over the last axis, with a finite gradient where all terms are -inf or there is none."""
+    lowest = torch.finfo(logarithms.dtype).min
+    return torch.logsumexp(F.pad(logarithms, (0, 1), value=lowest).clamp_min(lowest), dim=-1)
+
+
+def mean_over_anchors(values: Tensor, is_anchor: Tensor) -> Tensor:
+    """Mean over the anchors of each set, then over the sets that have one; (K, M) -> 0-dim.
+
+    Without any anchor a zero that is connected to the graph.
+    """
+    counts = is_anchor.sum(dim=1)
+    per_set = torch.where(is_anchor, values, 0.0).sum(dim=1) / counts.clamp_min(1)
+    return per_set.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def supervised_contrast(embeddings: Tensor, pairs: Pairs, temperature: float) -> Tensor:
     """L_con^k: every anchor is drawn to its positives and pushed from all other candidates.
 
     Args:
-        anchors: (M, D) embeddings of any scale.
-        candidates: (A, D) embeddings in the column order of ``pairs``: the anchors, then the bank.
-        pairs: masks (M, A).
-        temperature: tau > 0.
+        embeddings: (N, D), or (K, N, D), of any scale: possible anchors, then the other candidates.
+        pairs: labels of the embeddings.
+        temperature: tau >= 0.005.
 
     Returns:
         0-dim float32 (float64 for float64 input).
     """
-    losses = pair_losses(anchors, candidates, pairs.candidate, temperature)
-    return mean_over_positives(losses, pairs.positive)
+    with full_precision(embeddings.device):
+        z = scaled_unit_vectors(embeddings, pairs, temperature)
+        (log_denominator,) = log_denominators(z, [pairs])
+        similarity, n_positives = positive_similarity(z, pairs.labels, pairs.n_anchors)
+        loss = mean_over_anchors(log_denominator - similarity, pairs.is_anchor & (n_positives > 0))
+        return loss.to(at_least_float32(embeddings).dtype)
+
+
+def pair_losses(embeddings: Tensor, pairs: Pairs, temperature: float) -> Tensor:
+    """l_ij for every anchor i and candidate j of one set (eq. 1): a matrix, for pictures of a few images.
+
+    Args:
+        embeddings: (N, D) embeddings of any scale and floating dtype.
+        pairs: labels of the embeddings, K = 1.
+        temperature: tau >= 0.005.
+
+    Returns:
+        (M, N) float32 (float64 for float64 input), 0 <= l_ij <= log |A(i)| + 2 / tau. Entries outside A(i) are 0.
+    """
+    with full_precision(embeddings.device):
+        z = scaled_unit_vectors(embeddings, pairs, temperature)[0]
+        similarity = z[: pairs.n_anchors] @ z.T
+        candidate = masks(pairs).candidate
+        denominator = log_sum(similarity.masked_fill(~candidate, -torch.inf))
+        losses = (denominator[:, None] - similarity).masked_fill(~candidate, 0.0)
+        return losses.to(at_least_float32(embeddings).dtype)

@@ -12,20 +12,29 @@ Negatives and the denominator are never weighted.
 Deviations: gamma = inf, where R is an infinite constant, leaves R out and is plain contrast exactly.
 """
 
-from typing import Literal, NamedTuple, TypeAlias
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_semicon.losses.contrastive import mean_over_positives, pair_losses
-from nnunet_semicon.losses.pairs import Pairs
-
-Mode: TypeAlias = Literal["hard", "linear"]
+from nnunet_semicon.losses import streaming
+from nnunet_semicon.losses.contrastive import (
+    at_least_float32,
+    full_precision,
+    log_denominators,
+    mean_over_anchors,
+    pair_losses,
+    scaled_unit_vectors,
+)
+from nnunet_semicon.losses.pairs import Pairs, masks
+from nnunet_semicon.losses.streaming import Mode, paced_objective, positive_similarity
 
 
 class SelfPaced(NamedTuple):
-    """The terms of one self-paced contrast, 0-dim each but for the quartiles.
+    """The terms of one self-paced contrast, 0-dim each.
 
     Attributes:
         loss: mean of w l + R(w), to be minimized. R <= 0, so it is negative where most pairs are easier than gamma,
@@ -33,23 +42,20 @@ class SelfPaced(NamedTuple):
         weighted: mean of w l, detached; >= 0, for curves.
         unweighted: mean of l, detached: plain contrast, the curve that falls when the embedding learns the label.
         mean_weight: mean of w over all positive pairs, detached, in [0, 1]; 0 without a positive pair.
-        quartiles: (3,) first quartile, median and third quartile of w over all positive pairs; 0 without one.
     """
 
     loss: Tensor
     weighted: Tensor
     unweighted: Tensor
     mean_weight: Tensor
-    quartiles: Tensor
 
 
-def self_paced_weights(pair_loss: Tensor, gamma: float | Tensor, mode: Mode) -> Tensor:
+def self_paced_weights(pair_loss: Tensor, gamma: float, mode: Mode) -> Tensor:
     """w* = argmin_{w in [0,1]} w l + R_gamma(w), elementwise (eq. 3).
 
     Args:
         pair_loss: l >= 0, any shape, float.
-        gamma: pace >= 0, in units of l; inf gives 1 everywhere, 0 selects nothing. A tensor has to be 0-dim, and its
-            range is not checked (that would wait for the device).
+        gamma: pace >= 0, in units of l; inf gives 1 everywhere, 0 selects nothing.
         mode: "hard" or "linear".
 
     Returns:
@@ -58,68 +64,74 @@ def self_paced_weights(pair_loss: Tensor, gamma: float | Tensor, mode: Mode) -> 
     Raises:
         ValueError: unknown mode, or gamma negative or NaN.
     """
-    pace = _pace(gamma, mode, pair_loss)
-    loss = pair_loss.detach()
-    if mode == "hard":
-        return (loss <= pace).to(loss.dtype)
-    return (1 - loss / pace.clamp_min(torch.finfo(loss.dtype).tiny)).clamp(0, 1)
+    _check(gamma, mode)
+    return streaming.pair_weights(pair_loss.detach(), gamma, mode)
 
 
-def regularizer(weights: Tensor, gamma: float | Tensor, mode: Mode) -> Tensor:
-    """R_gamma(w), elementwise: what a weight below 1 costs.
-
-    Args:
-        weights: w in [0, 1], any shape, float.
-        gamma: as in :func:`self_paced_weights`; for inf R is left out (0).
-        mode: "hard" or "linear".
-
-    Returns:
-        R in [-gamma, 0], shape and dtype of ``weights``.
-
-    Raises:
-        ValueError: unknown mode, or gamma negative or NaN.
-    """
-    pace = _pace(gamma, mode, weights)
-    pace = pace.masked_fill(pace.isinf(), 0.0)
-    return -pace * weights if mode == "hard" else pace * (weights.square() / 2 - weights)
-
-
-def self_paced_contrast(
-    anchors: Tensor, candidates: Tensor, pairs: Pairs, temperature: float, gamma: float | Tensor, mode: Mode
-) -> SelfPaced:
+def self_paced_contrast(embeddings: Tensor, pairs: Pairs, temperature: float, gamma: float, mode: Mode) -> SelfPaced:
     """L_SPcon^k with the weights that minimize it (eq. 2).
 
     Args:
-        anchors: (M, D) embeddings of any scale.
-        candidates: (A, D) embeddings in the column order of ``pairs``: the anchors, then the bank.
-        pairs: masks (M, A).
-        temperature: tau > 0.
+        embeddings: (N, D), or (K, N, D), of any scale: possible anchors, then the other candidates.
+        pairs: labels of the embeddings.
+        temperature: tau >= 0.005.
         gamma: pace >= 0, in units of l, which is at most log |A(i)| + 2 / tau.
         mode: "hard" or "linear".
 
     Returns:
         The loss and numbers to watch, all float32 (float64 for float64 input), finite for gamma = inf too.
+
+    Raises:
+        ValueError: unknown mode, or gamma negative or NaN.
     """
-    losses = pair_losses(anchors, candidates, pairs.candidate, temperature)
-    weights = self_paced_weights(losses, gamma, mode)
-    weighted = mean_over_positives(weights * losses, pairs.positive)
-    cost = mean_over_positives(regularizer(weights, gamma, mode), pairs.positive)
-    selected = weights.masked_fill(~pairs.positive, 0.0).sum() / pairs.positive.sum().clamp_min(1)
-    unweighted = mean_over_positives(losses.detach(), pairs.positive)
-    return SelfPaced(weighted + cost, weighted.detach(), unweighted, selected, _quartiles(weights, pairs.positive))
+    return self_paced_contrasts(embeddings, [pairs], temperature, gamma, mode)[0]
 
 
-def _quartiles(weights: Tensor, positive: Tensor) -> Tensor:
-    """Quartiles of the weights of positive pairs; masked, not selected: a selection would wait for the device."""
+def self_paced_contrasts(
+    embeddings: Tensor, label_sets: Sequence[Pairs], temperature: float, gamma: float, mode: Mode
+) -> list[SelfPaced]:
+    """:func:`self_paced_contrast` of several labelings of the same embeddings, over denominators made once."""
+    _check(gamma, mode)
+    dtype = at_least_float32(embeddings).dtype
+    with full_precision(embeddings.device):
+        z = scaled_unit_vectors(embeddings, label_sets[0], temperature)
+        denominators = log_denominators(z, label_sets)
+        terms = [_term(z, d, p, gamma, mode) for d, p in zip(denominators, label_sets, strict=True)]
+    return [SelfPaced(*(value.to(dtype) for value in term)) for term in terms]
+
+
+def _term(z: Tensor, log_denominator: Tensor, pairs: Pairs, gamma: float, mode: Mode) -> SelfPaced:
+    similarity, n_positives = positive_similarity(z, pairs.labels, pairs.n_anchors)
+    is_anchor = pairs.is_anchor & (n_positives > 0)
+    plain = mean_over_anchors(log_denominator - similarity, is_anchor)
+    if math.isinf(gamma):
+        constant = plain.detach()
+        return SelfPaced(plain, constant, constant, is_anchor.any().to(plain.dtype))
+    paced = paced_objective(z, log_denominator, pairs.labels, gamma, mode)
+    loss, weighted = (mean_over_anchors(v / n_positives.clamp_min(1), is_anchor) for v in paced[:2])
+    n_pairs = torch.where(is_anchor, n_positives, 0.0).sum()
+    mean_weight = torch.where(is_anchor, paced.weights, 0.0).sum() / n_pairs.clamp_min(1)
+    return SelfPaced(loss, weighted, plain.detach(), mean_weight)
+
+
+@torch.no_grad()
+def weight_quartiles(embeddings: Tensor, pairs: Pairs, temperature: float, gamma: float, mode: Mode) -> Tensor:
+    """First quartile, median and third quartile of w over all positive pairs: a matrix of pairs, for a few images.
+
+    Args: as for :func:`self_paced_contrast`, K = 1.
+
+    Returns:
+        (3,) in [0, 1]; 0 without a positive pair.
+    """
+    weights = self_paced_weights(pair_losses(embeddings, pairs, temperature), gamma, mode)
     levels = torch.tensor([0.25, 0.5, 0.75], dtype=weights.dtype, device=weights.device)
-    of_positives = weights.masked_fill(~positive, torch.nan).flatten()
+    # masked, not selected: a selection would wait for the device
+    of_positives = weights.masked_fill(~masks(pairs).positive, torch.nan).flatten()
     return torch.nanquantile(F.pad(of_positives, (0, 1), value=torch.nan), levels).nan_to_num(0.0)  # never empty
 
 
-def _pace(gamma: float | Tensor, mode: Mode, like: Tensor) -> Tensor:
-    """Check gamma and mode; gamma as a 0-dim tensor of ``like``'s dtype (on the CPU for a number: no transfer)."""
+def _check(gamma: float, mode: Mode) -> None:
     if mode not in ("hard", "linear"):
         raise ValueError(f"mode must be 'hard' or 'linear', got {mode!r}")
-    if not isinstance(gamma, Tensor) and not gamma >= 0:
+    if not gamma >= 0:
         raise ValueError(f"gamma must be at least 0, got {gamma}")
-    return torch.as_tensor(gamma, dtype=like.dtype)

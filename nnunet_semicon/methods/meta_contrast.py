@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import SET, Derived, Facts, gamma_range, label_weights, queue_size
 from nnunet_semicon.errors import UserError
-from nnunet_semicon.losses.contrastive import pair_losses, supervised_contrast
+from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE, pair_losses, supervised_contrast
 from nnunet_semicon.losses.embedding_quality import alignment, uniformity
-from nnunet_semicon.losses.pairs import OTHER, Pairs, has_negatives, pairs_by_label
+from nnunet_semicon.losses.pairs import OTHER, Pairs, has_negatives, masks, pairs_by_label
 from nnunet_semicon.losses.schedules import power_schedule
-from nnunet_semicon.losses.self_paced import Mode, SelfPaced, self_paced_contrast, self_paced_weights
+from nnunet_semicon.losses.self_paced import SelfPaced, self_paced_contrasts, self_paced_weights, weight_quartiles
+from nnunet_semicon.losses.streaming import Mode
 from nnunet_semicon.methods.base import BuildContext, Needs
 from nnunet_semicon.networks.ema import EmaTeacher
 from nnunet_semicon.networks.heads import Projectors
@@ -51,7 +52,7 @@ class ContrastConfig:
         choices=("linear", "hard", "none"),
         source="poster, eq. 3",
     )
-    temperature: float = setting(0.07, "tau of the contrast", low=1e-3, source="supplement 3.2")
+    temperature: float = setting(0.07, "tau of the contrast", low=LOWEST_TEMPERATURE, source="supplement 3.2")
     gamma_start: float | None = setting(None, "self-paced threshold at the start; null: derived", low=0)
     gamma_end: float | None = setting(None, "self-paced threshold at the end; null: derived", low=0)
     gamma_exponent: float = setting(0.5, "p of the gamma schedule", low=0, source="supplement 4.5")
@@ -179,22 +180,29 @@ class MetaContrast(nn.Module):
         gamma = self.gamma(fraction)
         total = features.new_zeros((), dtype=torch.float32)
         scalars = {"gamma": torch.as_tensor(gamma)} if self.is_self_paced else {}
-        for index, (k, embeddings) in enumerate(self.heads(features).items()):
-            queue = self.queues[index]
-            images = self.gather(_by_image(embeddings))
-            labels = _numbers(images) if k == SELF else self.gather(meta[k])
-            anchors, pairs = _by_view(images), pairs_by_label(labels.repeat(VIEWS), queue.labels)
-            self._count_missing_negatives(index, pairs)
-            candidates = torch.cat([anchors.float(), queue.embeddings])
-            term = self_paced_contrast(anchors, candidates, pairs, self.config.temperature, gamma, self.mode)
-            total = total + self.weights[k] * _readable(term)
-            scalars[f"contrast_{k}"] = term.weighted
-            if self.is_self_paced:
-                scalars[f"pair_loss_{k}"] = term.unweighted
-                scalars[f"weight_{k}"] = term.mean_weight
-                quartiles = zip(("q1", "q2", "q3"), term.quartiles, strict=True)
-                scalars |= {f"weight_{q}_{k}": value for q, value in quartiles}
+        embeddings = self.heads(features)
+        for names in self.heads.groups:
+            images = self.gather(_by_image(embeddings[names[0]]))
+            anchors = _by_view(images)
+            # labels that share a projector have the same embeddings, in their queues too
+            queues = [self.queues[self.labels.index(k)] for k in names]
+            candidates = torch.cat([anchors.float(), queues[0].embeddings])
+            labels = [_numbers(images) if k == SELF else self.gather(meta[k]) for k in names]
+            pairs = [pairs_by_label(own.repeat(VIEWS), q.labels) for own, q in zip(labels, queues, strict=True)]
+            paced = self_paced_contrasts(candidates, pairs, self.config.temperature, gamma, self.mode)
+            for k, own_pairs, term in zip(names, pairs, paced, strict=True):
+                self._count_missing_negatives(self.labels.index(k), own_pairs)
+                total = total + self.weights[k] * _readable(term)
+                scalars |= self._curves(k, candidates, own_pairs, term, gamma)
         return Contrast(total, scalars)
+
+    def _curves(self, k: str, candidates: Tensor, pairs: Pairs, term: SelfPaced, gamma: float) -> dict[str, Tensor]:
+        scalars = {f"contrast_{k}": term.weighted}
+        if self.is_self_paced:
+            scalars |= {f"pair_loss_{k}": term.unweighted, f"weight_{k}": term.mean_weight}
+            quartiles = weight_quartiles(candidates, pairs, self.config.temperature, gamma, self.mode)
+            scalars |= {f"weight_q{n}_{k}": quartile for n, quartile in enumerate(quartiles, 1)}
+        return scalars
 
     def gamma(self, fraction: float) -> float:
         """The threshold at a fraction of the run (eq. 16); infinite without self-pacing, where every pair counts."""
@@ -220,10 +228,11 @@ class MetaContrast(nn.Module):
         for k, embeddings in self.heads(features).items():
             if k == SELF:
                 continue  # one view of each image has no positive pair
-            pairs = pairs_by_label(meta[k], None)
-            losses = pair_losses(embeddings, embeddings, pairs.candidate, self.config.temperature)
-            arrays[f"weight_{k}"] = self_paced_weights(losses, gamma, self.mode) * pairs.candidate
-            arrays[f"positive_{k}"] = pairs.positive
+            pairs = pairs_by_label(meta[k])
+            losses = pair_losses(embeddings, pairs, self.config.temperature)
+            positive, candidate = masks(pairs)
+            arrays[f"weight_{k}"] = self_paced_weights(losses, gamma, self.mode) * candidate
+            arrays[f"positive_{k}"] = positive
         return arrays
 
     @torch.no_grad()
@@ -237,8 +246,8 @@ class MetaContrast(nn.Module):
         total = features.new_zeros((), dtype=torch.float32)
         for k, embeddings in self.heads(features).items():
             labels = _numbers(_by_image(embeddings)) if k == SELF else meta[k]
-            pairs = pairs_by_label(labels.repeat(VIEWS), None)
-            contrast = supervised_contrast(embeddings, embeddings, pairs, self.config.temperature)
+            pairs = pairs_by_label(labels.repeat(VIEWS))
+            contrast = supervised_contrast(embeddings, pairs, self.config.temperature)
             total = total + self.weights[k] * contrast
             scalars |= {
                 f"contrast_{k}": contrast,

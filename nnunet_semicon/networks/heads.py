@@ -43,6 +43,9 @@ class Projectors(nn.Module):
         grid: parts per axis that features are averaged over.
         out: dimension of an embedding.
         shared: all meta-labels share one projector.
+
+    Attributes:
+        groups: the names, grouped by projector.
     """
 
     def __init__(
@@ -56,13 +59,11 @@ class Projectors(nn.Module):
     ) -> None:
         super().__init__()
         self.names = tuple(names)
-        count = min(len(names), 1) if shared else len(names)
+        self.groups = ([self.names] if names else []) if shared else [(name,) for name in names]
         # a list: the keys of a ModuleDict may be neither "type" nor hold a dot, names of columns may
-        self.projectors = nn.ModuleList(Projector(in_channels, spatial_dims, grid, out=out) for _ in range(count))
+        self.projectors = nn.ModuleList(Projector(in_channels, spatial_dims, grid, out=out) for _ in self.groups)
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Map (B, C, *S) to meta-label -> (B, out)."""
         embeddings = [projector(features) for projector in self.projectors]
-        if len(embeddings) < len(self.names):
-            embeddings *= len(self.names)
-        return dict(zip(self.names, embeddings, strict=True))
+        return {name: own for names, own in zip(self.groups, embeddings, strict=True) for name in names}

@@ -175,3 +175,54 @@ def softmax(logits):
 
 def sigmoid(logits):
     return [1 / (1 + math.exp(-x)) for x in logits]
+
+
+def local_supcon(f, labels, tau, first_anchor=1):
+    """Mean over the anchors (class at least ``first_anchor``) of one set that have a positive; None without one."""
+    f = f.double().tolist()
+    per_anchor = []
+    for i, own in enumerate(labels):
+        positives = positives_of(i, labels, None)
+        if own >= first_anchor and positives:
+            others = candidates_of(i, labels, None)
+            per_anchor.append(sum(pair_loss(f, i, p, others, tau) for p in positives) / len(positives))
+    return sum(per_anchor) / len(per_anchor) if per_anchor else None
+
+
+def local_eq2(f, labels, tau, first_anchor=1):
+    """-1/|P| log [ sum_P exp / sum_N exp ], averaged over the anchors that have both; None without one."""
+    f = f.double().tolist()
+    per_anchor = []
+    for i, own in enumerate(labels):
+        positives = positives_of(i, labels, None)
+        negatives = [n for n in candidates_of(i, labels, None) if labels[n] != own]
+        if own >= first_anchor and positives and negatives:
+            above = sum(math.exp(cosine(f[i], f[p]) / tau) for p in positives)
+            below = sum(math.exp(cosine(f[i], f[n]) / tau) for n in negatives)
+            per_anchor.append(-math.log(above / below) / len(positives))
+    return sum(per_anchor) / len(per_anchor) if per_anchor else None
+
+
+def balanced(f, labels, tau, first_anchor=0):
+    """L_bcl with n_iy = |A_y| - 1[y = y_i]; None without an anchor that has a positive."""
+    f = f.double().tolist()
+    per_anchor = []
+    for i, own in enumerate(labels):
+        positives = positives_of(i, labels, None)
+        if own < first_anchor or not positives:
+            continue
+        others = candidates_of(i, labels, None)
+        denominator = 0.0
+        for y in {labels[k] for k in others}:
+            members = [k for k in others if labels[k] == y]
+            denominator += sum(math.exp(cosine(f[i], f[k]) / tau) for k in members) / len(members)
+        terms = [-math.log(math.exp(cosine(f[i], f[p]) / tau) / denominator) for p in positives]
+        per_anchor.append(sum(terms) / len(terms))
+    return sum(per_anchor) / len(per_anchor) if per_anchor else None
+
+
+def mean_over_sets(loss, sets, labels, *args):
+    """Mean of a loss over the sets that have an anchor; 0 without one."""
+    found = [loss(f, own, *args) for f, own in zip(sets, labels, strict=True)]
+    found = [value for value in found if value is not None]
+    return sum(found) / len(found) if found else 0.0

@@ -12,7 +12,7 @@ WITHOUT_BANK = {name: rows for name, (rows, bank) in (LABEL_PATTERNS | DEGENERAT
 
 
 def pairs_of(rows):
-    return pairs_by_label(torch.tensor(rows, dtype=torch.int64), None)
+    return pairs_by_label(torch.tensor(rows, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("rows", WITHOUT_BANK.values(), ids=WITHOUT_BANK)

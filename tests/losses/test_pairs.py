@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_semicon.losses.pairs import OTHER, has_negatives, pairs_by_label
+from nnunet_semicon.losses.pairs import OTHER, anchors_first, has_negatives, masks, pairs_by_label, positive_counts
 from tests.losses import reference
 
 
@@ -9,30 +9,46 @@ from tests.losses import reference
 def test_masks_are_the_sets_of_the_equations(name):
     rows, bank = {**reference.LABEL_PATTERNS, **reference.DEGENERATE}[name]
     pairs = pairs_by_label(*reference.label_tensors(rows, bank))
-    assert pairs.positive.shape == pairs.candidate.shape == (len(rows), len(rows) + len(bank or []))
-    assert pairs.positive.dtype == pairs.candidate.dtype == torch.bool
+    positive, candidate = masks(pairs)
+    assert positive.shape == candidate.shape == (len(rows), len(rows) + len(bank or []))
+    assert positive.dtype == candidate.dtype == torch.bool
     for i in range(len(rows)):
-        assert pairs.candidate[i].nonzero().flatten().tolist() == reference.candidates_of(i, rows, bank)
-        assert pairs.positive[i].nonzero().flatten().tolist() == reference.positives_of(i, rows, bank)
+        assert candidate[i].nonzero().flatten().tolist() == reference.candidates_of(i, rows, bank)
+        assert positive[i].nonzero().flatten().tolist() == reference.positives_of(i, rows, bank)
+    assert positive_counts(pairs)[0].tolist() == positive.sum(dim=1).tolist()
 
 
 def test_masks_written_out():
-    pairs = pairs_by_label(*reference.label_tensors([5, -1, 5], [5, 6, -1]))
-    assert pairs.candidate.int().tolist() == [[0, 0, 1, 1, 1, 0], [0] * 6, [1, 0, 0, 1, 1, 0]]
-    assert pairs.positive.int().tolist() == [[0, 0, 1, 1, 0, 0], [0] * 6, [1, 0, 0, 1, 0, 0]]
+    positive, candidate = masks(pairs_by_label(*reference.label_tensors([5, -1, 5], [5, 6, -1])))
+    assert candidate.int().tolist() == [[0, 0, 1, 1, 1, 0], [0] * 6, [1, 0, 0, 1, 1, 0]]
+    assert positive.int().tolist() == [[0, 0, 1, 1, 0, 0], [0] * 6, [1, 0, 0, 1, 0, 0]]
 
 
 def test_other_images_in_the_bank_are_negatives_only():
-    pairs = pairs_by_label(torch.tensor([0, 1, 0]), torch.tensor([OTHER, OTHER, -1]))
-    assert pairs.candidate[:, 3:].tolist() == [[True, True, False]] * 3
-    assert not pairs.positive[:, 3:].any()
+    positive, candidate = masks(pairs_by_label(torch.tensor([0, 1, 0]), torch.tensor([OTHER, OTHER, -1])))
+    assert candidate[:, 3:].tolist() == [[True, True, False]] * 3
+    assert not positive[:, 3:].any()
 
 
 def test_an_empty_bank_is_no_bank():
     labels = torch.tensor([0, 1, 0])
     none, empty = pairs_by_label(labels, None), pairs_by_label(labels, labels[:0])
-    assert torch.equal(none.positive, empty.positive)
-    assert torch.equal(none.candidate, empty.candidate)
+    assert torch.equal(none.labels, empty.labels)
+    assert torch.equal(none.is_anchor, empty.is_anchor)
+
+
+def test_sets_do_not_meet():
+    pairs = pairs_by_label(torch.tensor([[0, 0, 1, 0], [1, 1, -1, 7]]))
+    assert positive_counts(pairs).tolist() == [[2, 2, 0, 2], [1, 1, 0, 0]]
+
+
+def test_anchors_come_first():
+    labels = torch.tensor([[0, 1, -1, 1, 0], [0, 0, 2, 0, 0]])
+    embeddings = torch.arange(10.0).view(2, 5, 1)
+    moved, pairs = anchors_first(embeddings, labels, torch.tensor([[0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).bool())
+    assert pairs.labels.tolist() == [[1, 1, 0, -1, 0], [2, 0, 0, 0, 0]]
+    assert moved.squeeze(2).tolist() == [[1, 3, 0, 2, 4], [7, 5, 6, 8, 9]]
+    assert pairs.is_anchor.tolist() == [[True, True], [True, False]]  # an unknown label is no anchor
 
 
 @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_without_mean_teacher_and_queue_there_is_no_teacher(training):
     ("values", "message"),
     [
         ({"gamma_start": 3.0, "gamma_end": 2.0}, "gamma_end is 2 and gamma_start 3, expected a threshold that grows"),
-        ({"temperature": 0.0}, "'temperature' in .* is 0.0, expected at least 0.001"),
+        ({"temperature": 0.0}, "'temperature' in .* is 0.0, expected at least 0.005"),
         ({"lambda": {"patient": -1}}, "'lambda.patient' in .* is -1, expected at least 0"),
         ({"lambda": {"phase": 1.0}}, "unknown entry 'lambda.phase'"),
         ({"regularizer": "soft"}, "expected one of linear, hard, none"),

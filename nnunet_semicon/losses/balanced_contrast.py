@@ -1,0 +1,49 @@
+"""Class-balanced contrast of pixels: in the denominator every class counts as one, however many pixels it has.
+
+    L_bcl = -1/|A| sum_{i in A} 1/(|A_y(i)| - 1) sum_{p in A_y(i) without i}
+                log [ exp(a_i.a_p/tau) / sum_y 1/n_iy sum_{k in A_y without i} exp(a_i.a_k/tau) ]
+    n_iy  = |A_y| - 1[y = y(i)]
+
+(MCSC, Liu et al., BMVC 2023.) A: the pixels of a set; A_y: those of class y. In code: a ``embeddings``, tau
+``temperature``.
+
+Deviations: n_iy leaves the anchor itself out, as in the paper's code; the poster prints 1/|A_y|. Anchors without a
+positive do not count.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_semicon.losses.contrastive import (
+    at_least_float32,
+    full_precision,
+    log_sum,
+    mean_over_anchors,
+    scaled_unit_vectors,
+)
+from nnunet_semicon.losses.pairs import Pairs
+from nnunet_semicon.losses.streaming import group_logsumexp, positive_similarity
+
+
+def balanced_contrast(embeddings: Tensor, pairs: Pairs, n_classes: int, temperature: float) -> Tensor:
+    """L_bcl of every set, averaged over the sets that have an anchor.
+
+    Args:
+        embeddings: (N, D), or (K, N, D), of any scale: possible anchors, then the other candidates.
+        pairs: labels of the embeddings, in [0, n_classes) where they are known.
+        n_classes: their number.
+        temperature: tau >= 0.005.
+
+    Returns:
+        0-dim float32 (float64 for float64 input).
+    """
+    with full_precision(embeddings.device):
+        z = scaled_unit_vectors(embeddings, pairs, temperature)
+        sums = group_logsumexp(z, pairs.labels, n_classes, pairs.n_anchors)
+        own = F.one_hot(pairs.labels[:, : pairs.n_anchors].clamp_min(0), n_classes)
+        sizes = torch.stack([(pairs.labels == y).sum(dim=1) for y in range(n_classes)], dim=1)
+        log_denominator = log_sum(sums - (sizes[:, None] - own).clamp_min(1).to(z.dtype).log())
+        similarity, n_positives = positive_similarity(z, pairs.labels, pairs.n_anchors)
+        loss = mean_over_anchors(log_denominator - similarity, pairs.is_anchor & (n_positives > 0))
+        return loss.to(at_least_float32(embeddings).dtype)
