@@ -4,7 +4,9 @@ from nnunet_semicon.methods.mean_teacher import MeanTeacher
 from nnunet_semicon.methods.sp_con import SPCon
 from nnunet_semicon.methods.sp_con_pretrain import SPConPretrain
 from nnunet_semicon.methods.supervised import Supervised
-from nnunet_semicon.training.pretrain_trainer import PretrainTrainer
+from nnunet_semicon.methods.supervised_local import SupervisedLocal
+from nnunet_semicon.methods.supervised_local_pretrain import SupervisedLocalPretrain
+from nnunet_semicon.training.pretrain_trainer import EncoderPretrainTrainer, LabeledPretrainTrainer
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 
 __all__ = [
@@ -14,6 +16,8 @@ __all__ = [
     "nnUNetTrainerSPConPretrain",
     "nnUNetTrainerSimCLRPretrain",
     "nnUNetTrainerSupervisedControl",
+    "nnUNetTrainerSupervisedLocal",
+    "nnUNetTrainerSupervisedLocalPretrain",
 ]
 
 
@@ -35,20 +39,20 @@ class nnUNetTrainerSPCon(SemiTrainer):
     method_class = SPCon
 
 
-class nnUNetTrainerSPConPretrain(PretrainTrainer):
+class nnUNetTrainerSPConPretrain(EncoderPretrainTrainer):
     """Pre-trains the encoder without labels: self-paced contrast of images that share slice position or patient."""
 
     method_class = SPConPretrain
 
 
-class nnUNetTrainerMetaContrastPretrain(PretrainTrainer):
+class nnUNetTrainerMetaContrastPretrain(EncoderPretrainTrainer):
     """Pre-trains the encoder without labels: contrast of images that share a meta-label, every pair counts fully."""
 
     method_class = SPConPretrain
     defaults = {"regularizer": "none"}  # noqa: RUF012
 
 
-class nnUNetTrainerSimCLRPretrain(PretrainTrainer):
+class nnUNetTrainerSimCLRPretrain(EncoderPretrainTrainer):
     """Pre-trains the encoder without labels or meta-labels: contrast of single images (SimCLR)."""
 
     method_class = SPConPretrain
@@ -56,3 +60,15 @@ class nnUNetTrainerSimCLRPretrain(PretrainTrainer):
         "regularizer": "none",
         "lambda": {"position": 0.0, "patient": 0.0, "self": 1.0, "others": 0.0},
     }
+
+
+class nnUNetTrainerSupervisedLocal(SemiTrainer):
+    """Draws pixels of one class together in the decoder's feature space, beside the segmentation loss."""
+
+    method_class = SupervisedLocal
+
+
+class nnUNetTrainerSupervisedLocalPretrain(LabeledPretrainTrainer):
+    """Pre-trains encoder and decoder: pixels of one class are drawn together, on the labeled scans of the fold."""
+
+    method_class = SupervisedLocalPretrain

@@ -52,7 +52,15 @@ TABLE = {
     ),
     # A method is never built from another one: of its own folder only the base and shared parts.
     "methods": Rule(
-        ours={"methods.base", "methods.meta_contrast", "losses", "networks", "configuration", "data.batch"},
+        ours={
+            "methods.base",
+            "methods.local_term",
+            "methods.meta_contrast",
+            "losses",
+            "networks",
+            "configuration",
+            "data.batch",
+        },
         libraries={"numpy", "torch"},
         itself=False,
     ),

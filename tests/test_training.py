@@ -134,9 +134,17 @@ def test_one_labeled_row_still_meets_the_foreground(training):
     assert [labeled.get_do_oversample(i) for i in range(2)] == [False, True]  # as stock
 
 
-@pytest.mark.parametrize("name", [MEAN_TEACHER, SPCON])
+@pytest.mark.parametrize(
+    ("name", "scalar"),
+    [
+        (MEAN_TEACHER, "consistency"),
+        (SPCON, "consistency"),
+        ("nnUNetTrainerSupervisedLocal", "local"),
+        ("nnUNetTrainerSupervisedLocalPretrain", "local"),
+    ],
+)
 @pytest.mark.parametrize("kind", ["regions", "ignore"])
-def test_region_based_and_ignore_labels_train(tiny, tmp_path, monkeypatch, name, kind):
+def test_region_based_and_ignore_labels_train(tiny, tmp_path, monkeypatch, name, scalar, kind):
     copy = prepare(tiny.fresh(tmp_path))
     copy.use(monkeypatch)
     path = copy.preprocessed_dataset / "dataset.json"
@@ -157,7 +165,7 @@ def test_region_based_and_ignore_labels_train(tiny, tmp_path, monkeypatch, name,
     assert trainer.label_manager.has_ignore_label == (kind == "ignore")
     for _ in range(2):
         assert np.isfinite(step(trainer)["loss"])
-    assert trainer.scalars.pop_means()["consistency"] > 0
+    assert trainer.scalars.pop_means()[scalar] > 0
     trainer.on_validation_epoch_start()
     with torch.no_grad():
         assert np.isfinite(trainer.validation_step(next(trainer.dataloader_val))["loss"])

@@ -68,7 +68,7 @@ def summary(name: str) -> str:
 
 def what_it_needs(needs: "Needs") -> str:
     """Return the data that a method asks for, in words."""
-    parts = [] if needs.stage == "pretrain" else ["labeled scans"]
+    parts = [] if needs.stage == "pretrain" and needs.views else ["labeled scans"]
     if needs.views:
         parts.append("unlabeled scans (without any, the training scans)")
     if needs.meta:
@@ -79,7 +79,7 @@ def what_it_needs(needs: "Needs") -> str:
 def how_rows_are_spent(needs: "Needs") -> str:
     """Return what the rows of the planned batch size are, in words."""
     if needs.student_views == 0:
-        return "all labeled"
+        return "all labeled" if needs.labeled_views == 1 else f"{needs.labeled_views} views of each labeled image"
     views = "1 view" if needs.student_views == 1 else f"{needs.student_views} views"
     if needs.stage == "pretrain":
         return f"{views} of each image, none labeled"

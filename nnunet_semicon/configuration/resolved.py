@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol
 
 from nnunet_semicon.configuration import rules
 from nnunet_semicon.configuration.config import BLOCK, RunConfig, key_of, resolve
+from nnunet_semicon.configuration.cost import NetworkCost, network_cost
 from nnunet_semicon.configuration.rules import SET, Derived, Facts
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.meta_labels.table import POSITION, MetaColumn, MetaTable
@@ -96,10 +97,18 @@ def resolve_run(
 
     def rows_of(share: int) -> rules.RowPlan:
         labeled = run.labeled_per_step and max(1, run.labeled_per_step * share // batch_size)
-        return rules.plan_rows(share, labeled, needs.student_views, partitions.value, needs.sample_scans, needs.stage)
+        return rules.plan_rows(
+            share,
+            labeled,
+            needs.student_views,
+            partitions.value,
+            needs.sample_scans,
+            needs.stage,
+            needs.labeled_views,
+        )
 
     rows = rows_of(rank_batch_size or batch_size)
-    facts = _facts(partitions, columns, rows_of(batch_size))
+    facts = _facts(partitions, columns, rows_of(batch_size), network_cost(configuration))
     try:
         derived = {key: _with_origin(value, key in block) for key, value in method.derive(config, facts).items()}
     except UserError as error:
@@ -199,13 +208,13 @@ def _with_origin(derived: Derived, is_set: bool) -> Derived:
     return derived._replace(reason=f"{SET}; {derived.reason}")
 
 
-def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan) -> Facts:
+def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan, network: NetworkCost) -> Facts:
     unusable = {name: why for name, why in columns.items() if why is not None}
     if partitions.value is None:
         unusable[POSITION] = partitions.reason
     labels = [POSITION] if partitions.value is not None else []
     labels += [name for name, why in columns.items() if why is None]
-    return Facts(partitions.value, tuple(labels), unusable, rows)
+    return Facts(partitions.value, tuple(labels), unusable, rows, network)
 
 
 def _rows_in_words(rows: rules.RowPlan) -> str:

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal, NamedTuple
 
+from nnunet_semicon.configuration.cost import NetworkCost
 from nnunet_semicon.meta_labels.table import OTHERS, SELF
 
 Stage = Literal["pretrain", "joint"]
 
 # fewer embeddings than this in a step leave too few negatives: contrast is then against a queue as well
 FEW_EMBEDDINGS = 16
+PUBLISHED_STRIDE = 4  # of Hu et al.
 GAMMA_START = 0.49  # times the pair loss of embeddings that are all alike
 SET = "set in the plans"  # the reason of a value that the user chose
 
@@ -127,8 +129,9 @@ def plan_rows(
     partition_count: int | None,
     sample_scans: bool,
     stage: Stage = "joint",
+    labeled_views: int = 1,
 ) -> RowPlan:
-    """Spend ``batch_size`` rows on labeled images and on views of unlabeled ones.
+    """Spend ``batch_size`` rows on views of labeled images and of unlabeled ones.
 
     Args:
         batch_size: planned rows of this rank, so that memory stays what nnU-Net planned.
@@ -136,11 +139,16 @@ def plan_rows(
         student_views: rows of the student per unlabeled image; 0: the method uses none.
         partition_count: S, or None without a slice axis.
         sample_scans: draw scans x partitions instead of single images.
-        stage: ``pretrain`` has no labeled row, whatever ``labeled_per_step`` says.
+        stage: ``pretrain`` with unlabeled images has no labeled row, whatever ``labeled_per_step`` says.
+        labeled_views: rows of the student per labeled image.
     """
     if student_views == 0:
-        labeled = labeled_per_step or batch_size
-        return RowPlan(labeled, 0, 0, 0, labeled, max(0, labeled - batch_size), "labeled rows only")
+        labeled = labeled_per_step or max(1, batch_size // labeled_views)
+        rows = labeled * labeled_views
+        reason = "labeled rows only"
+        if labeled_views > 1:
+            reason = f"{labeled} labeled images x {labeled_views} views = {rows} of {batch_size} planned rows"
+        return RowPlan(labeled, 0, 0, 0, rows, max(0, rows - batch_size), reason)
     labeled = 0 if stage == "pretrain" else labeled_per_step or max(1, batch_size // 2)
     images = max(1, (batch_size - labeled) // student_views)
     scans, per_scan = 0, 0
@@ -163,12 +171,14 @@ class Facts:
         labels: meta-labels that the data carries, position first.
         unusable: meta-label -> why the data does not carry it.
         rows: how the rows of a step are spent, all ranks together: no rule may depend on the number of ranks.
+        network: cost and sizes of the planned network, one row.
     """
 
     partitions: int | None
     labels: tuple[str, ...]
     unusable: Mapping[str, str]
     rows: RowPlan
+    network: NetworkCost
 
 
 def queue_size(embeddings_per_step: int, partition_count: int | None) -> Derived:
@@ -200,4 +210,46 @@ def gamma_range(candidates: int, temperature: float, mode: str) -> Mapping[str, 
         "gamma_end": Derived(
             end * bound, f"{end} (log {candidates + 1} + 2 / {temperature}): the bound of the pair loss"
         ),
+    }
+
+
+def pixel_contrast(
+    images: int, level: int, dimension: int, network: NetworkCost, sampling: str | None, stride: int | None
+) -> Mapping[str, Derived]:
+    """Which pixels are contrasted with one another: all of them, or every ``stride``-th along each axis.
+
+    Exact contrast of N pixels costs 6 N^2 D operations, forward and backward. It is taken where that is at most what
+    the network itself costs; above, the published sampling with the largest set that fits.
+
+    Args:
+        images: rows of the student whose pixels meet.
+        level: of the decoder, 0 is full resolution.
+        dimension: D of an embedding.
+        network: cost and sizes, one row.
+        sampling: what the user chose, or None.
+        stride: what the user chose, or None.
+    """
+    shape = network.shapes[min(level, len(network.shapes) - 1)]
+
+    def pixels(step: int) -> int:
+        return images * math.prod(-(-size // step) for size in shape)
+
+    def fits(step: int) -> bool:
+        return 6 * pixels(step) ** 2 * dimension <= images * network.flops
+
+    fitting = next((step for step in range(1, max(shape)) if fits(step)), max(shape))
+    if network.flops == 0:
+        fitting = PUBLISHED_STRIDE
+    cost = f"6 N^2 D for N = {pixels(1)} pixels, D = {dimension}"
+    if network.flops == 0:
+        reason = f"stride {PUBLISHED_STRIDE}, as published: the plans do not say what the network costs"
+    elif fitting == 1:
+        reason = f"{cost}: at most the network's own {images * network.flops:.2g} operations"
+    else:
+        reason = f"{cost}: more than the network's own {images * network.flops:.2g} operations"
+    chosen = Derived("exact" if fitting == 1 else "stride", reason)
+    step = Derived(fitting, f"the smallest that leaves a set that fits: N = {pixels(fitting)}")
+    return {
+        "sampling": chosen if sampling is None else Derived(sampling, SET),
+        "stride": step if stride is None else Derived(stride, SET),
     }

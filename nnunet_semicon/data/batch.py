@@ -8,6 +8,29 @@ import torch
 from torch import Tensor
 
 
+def pixel_classes(target: list[Tensor] | Tensor, has_regions: bool, ignore_label: int | None) -> Tensor:
+    """Return one class per pixel at full resolution.
+
+    Args:
+        target: of a batch: (B, 1, *S) labels, or (B, R, *S) bool for regions, whose last channel marks pixels to be
+            ignored if there is an ignore label; over deep-supervision scales, the finest first.
+        has_regions: whether channels are regions: each combination of them is a class, bit r for region r.
+        ignore_label: value that marks pixels to be ignored, or None.
+
+    Returns:
+        (B, *S) int64, 0 = background, -1 = to be ignored.
+    """
+    finest = target[0] if isinstance(target, list) else target
+    if not has_regions:
+        classes = finest[:, 0].long()
+        return classes if ignore_label is None else classes.masked_fill(classes == ignore_label, -1)
+    regions = finest if ignore_label is None else finest[:, :-1]
+    classes = torch.zeros_like(finest[:, 0], dtype=torch.int64)
+    for bit in range(regions.shape[1]):
+        classes += regions[:, bit].long() << bit
+    return classes if ignore_label is None else classes.masked_fill(finest[:, -1] > 0, -1)
+
+
 @dataclass(frozen=True)
 class TwoStreamBatch:
     """Labeled and unlabeled images of one step; labeled-ness is carried by the row, never by a target value.

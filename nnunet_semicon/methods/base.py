@@ -26,6 +26,7 @@ class Needs:
     Attributes:
         views: views the loader makes of each unlabeled image (0: the method uses none).
         student_views: rows of the student's forward pass per unlabeled image.
+        labeled_views: rows of the student's forward pass per labeled image.
         shared_geometry: all views show the same voxels.
         weak_view: view 0 keeps its intensities, for a teacher or for pseudo-labels.
         draw_all: the unlabeled stream draws from the labeled training cases too (never their labels).
@@ -37,6 +38,7 @@ class Needs:
 
     views: int = 0
     student_views: int = 0
+    labeled_views: int = 1
     shared_geometry: bool = True
     weak_view: bool = True
     draw_all: bool = False
@@ -55,6 +57,8 @@ class BuildContext:
         facts: what the plans and the data say: rows of a step, partitions, meta-labels.
         derived: what :meth:`Method.derive` returned.
         has_regions: sigmoid heads instead of softmax.
+        n_heads: classes, background included, or regions.
+        ignore_label: value of the target that marks pixels to be ignored, or None.
         tap_channels: tap -> channels of its features.
         spatial_dims: 2 or 3.
         gather: maps the rows (B, ...) of this rank to those of all ranks, in the same order on every rank. A loss over
@@ -65,6 +69,8 @@ class BuildContext:
     facts: Facts
     derived: Mapping[str, Derived]
     has_regions: bool
+    n_heads: int
+    ignore_label: int | None
     tap_channels: Mapping[str, int]
     spatial_dims: int
     gather: Callable[[Tensor], Tensor]
@@ -183,17 +189,20 @@ class Method(nn.Module):
 class PretrainConfig:
     """Optimizer and schedule of a pre-training: RAdam, linear warm-up, cosine (SP-Con supplement, Fig. 5)."""
 
+    optimizer: str = setting(
+        "radam", "optimizer of the pre-training", choices=("radam", "adam"), source="SP-Con's code"
+    )
     learning_rate: float = setting(
         2e-4, "largest learning rate", low=0, source="SP-Con's code; the supplement prints 100 times that"
     )
     warmup: float = setting(
         0.1, "part of the run over which the learning rate grows", low=0, high=1, source="supplement, Fig. 5"
     )
-    weight_decay: float = setting(1e-5, "weight decay of RAdam", low=0, source="SP-Con's code")
+    weight_decay: float = setting(1e-5, "weight decay of the optimizer", low=0, source="SP-Con's code")
 
 
 class PretrainMethod(Method):
-    """A method that trains the encoder before there is any label; ``Config`` is a :class:`PretrainConfig`."""
+    """A method that segments nothing yet; ``Config`` is a :class:`PretrainConfig`."""
 
     def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Return name -> () of one batch of validation images; ``loss`` among them, lower is better."""

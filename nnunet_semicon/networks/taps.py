@@ -14,30 +14,41 @@ def encoder_tap(above: int = 0) -> str:
     return f"encoder[-{above + 1}]"
 
 
+def decoder_tap(level: int = 0) -> str:
+    """Return the name of the tap at a level of the decoder: 0 is its last map, at full resolution."""
+    return f"decoder[-{level + 1}]"
+
+
 BOTTLENECK = encoder_tap()
 
 
 def stage_of(name: str) -> int:
-    """Return the index of a tap's stage among those of the encoder, counted from the end: -1 is the bottleneck."""
-    match = re.fullmatch(r"encoder\[(-\d+)\]", name)
+    """Return the index of a tap's stage among those of its part, counted from the end: -1 is the last to run."""
+    return _parsed(name)[1]
+
+
+def _parsed(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(encoder|decoder)\[(-\d+)\]", name)
     if match is None:
-        raise ValueError(f"no tap is called {name!r}, expected 'encoder[-1]', 'encoder[-2]', ...")
-    return int(match[1])
+        raise ValueError(f"no tap is called {name!r}, expected 'encoder[-1]', 'decoder[-1]', 'encoder[-2]', ...")
+    return match[1], int(match[2])
 
 
 def _location(network: Any, name: str) -> nn.Module:
+    part, stage = _parsed(name)
     try:
-        stages = network.encoder.stages
+        stages = getattr(network, part).stages
     except AttributeError:
         raise UserError(
-            f"the network {type(network).__name__} has no encoder.stages to take features from; expected one of "
+            f"the network {type(network).__name__} has no {part}.stages to take features from; expected one of "
             "nnU-Net's U-Nets (PlainConvUNet, ResidualEncoderUNet): use other plans"
         ) from None
-    stage = stage_of(name)
     if len(stages) < -stage:
+        where = "above the bottleneck" if part == "encoder" else "below the full resolution"
+        key = "tap_level" if part == "encoder" else "level of level_weight"
         raise UserError(
-            f"features are asked for {-stage - 1} stages above the bottleneck, but the encoder has {len(stages)} "
-            f"stages: choose a tap_level of at most {len(stages) - 1}"
+            f"features are asked for {-stage - 1} stages {where}, but the {part} has {len(stages)} "
+            f"stages: choose a {key} of at most {len(stages) - 1}"
         )
     location: nn.Module = stages[stage]
     return location
@@ -50,7 +61,9 @@ def channels_at(network: Any, name: str) -> int:
         UserError: the network has no such place.
     """
     _location(network, name)
-    return int(network.encoder.output_channels[stage_of(name)])
+    part, stage = _parsed(name)
+    # a stage of the decoder has the width of the encoder's stage at its resolution
+    return int(network.encoder.output_channels[stage if part == "encoder" else -stage - 1])
 
 
 class FeatureTaps:
@@ -61,7 +74,7 @@ class FeatureTaps:
 
     Args:
         network: the plain network (neither compiled nor wrapped).
-        names: as :func:`encoder_tap` gives them.
+        names: as :func:`encoder_tap` and :func:`decoder_tap` give them.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:

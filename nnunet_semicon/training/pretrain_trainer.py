@@ -1,5 +1,6 @@
-"""Pre-training: the encoder alone, no label, checkpoints that any trainer starts from with ``-pretrained_weights``."""
+"""Pre-training: checkpoints that any trainer starts from with ``-pretrained_weights``, and nothing segmented yet."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -7,7 +8,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Optimizer, RAdam
+from torch.optim import Adam, Optimizer, RAdam
 
 from nnunet_semicon.configuration.rules import FEW_EMBEDDINGS, RowPlan
 from nnunet_semicon.data.batch import TwoStreamBatch
@@ -17,9 +18,11 @@ from nnunet_semicon.training.schedule import WarmupCosine
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.streams import Augmentation, two_streams
 
+OPTIMIZERS: dict[str, type[Optimizer]] = {"radam": RAdam, "adam": Adam}
+
 
 class PretrainTrainer(SemiTrainer):
-    """Trains the encoder of nnU-Net's network; the decoder is frozen, does not run, and is saved as it began.
+    """Optimizer, schedule and validation of a pre-training; a subclass says which parts of the network it trains.
 
     Everywhere nnU-Net wants a Dice (best checkpoint, progress figure), it gets the negative loss on validation images.
     """
@@ -27,48 +30,24 @@ class PretrainTrainer(SemiTrainer):
     method_class: ClassVar[type[PretrainMethod]]
     method: PretrainMethod
 
-    def _do_i_compile(self) -> bool:
-        """Never: the encoder is called directly, past the compiled network."""
-        return False
-
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
-        """Freeze the decoder (before DDP wraps the network) and return RAdam over the encoder."""
-        network: Any = self.plain_network
-        if not hasattr(network, "encoder"):
-            raise UserError(
-                f"the network {type(network).__name__} has no encoder to train; expected one of nnU-Net's U-Nets "
-                "(PlainConvUNet, ResidualEncoderUNet): use other plans"
-            )
-        encoder = {id(parameter) for parameter in network.encoder.parameters()}
-        for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in encoder)
+        """Return the optimizer over what is trained, before DDP wraps the network."""
         config = self.resolved.config
         self.initial_lr, self.weight_decay = config.learning_rate, config.weight_decay
-        optimizer = RAdam(network.encoder.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        make: Any = OPTIMIZERS[config.optimizer]
+        optimizer = make(self._trained_parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, self._schedule([optimizer])
+
+    def _trained_parameters(self) -> Iterable[nn.Parameter]:
+        return self.plain_network.parameters()
 
     def _schedule(self, optimizers: list[Optimizer]) -> WarmupCosine:
         return WarmupCosine(optimizers, self.num_epochs, self.resolved.config.warmup)
-
-    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
-        """Return two loaders of views with meta-labels: of all training images, and of the validation images."""
-        dataset_train, dataset_val = self.get_tr_and_val_datasets()
-        train = self._training_stream(dataset_train, dataset_val, None, augmentation)
-        cases = list(dataset_val.identifiers)
-        val = two_streams([dataset_val], cases, validation_rows(self.rows), None, self.resolved, augmentation)
-        return train, val
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step; the learning rate follows the progress of the run within the epoch too."""
         self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
         return super().train_step(batch)
-
-    def _student(self, images: Tensor) -> StudentOutput:
-        return self._encoder(images)
-
-    def _unsynchronized_parameters(self) -> list[nn.Parameter]:
-        """The encoder's too: its forward pass bypasses DDP."""
-        return [*self.plain_network.parameters(), *self.method.parameters()]
 
     # ------------------------------------------------------------------ validation
 
@@ -78,12 +57,15 @@ class PretrainTrainer(SemiTrainer):
         self.method.eval()
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Loss and quality of the embedding of one batch of validation images."""
+        """Loss of one batch of validation images, and what else the method watches."""
         two_streams_batch = TwoStreamBatch.from_dict(batch).to(self.device)
         with torch.no_grad(), self._autocast():
-            scalars = self.method.validate(self._encoder_in_parts, two_streams_batch)
+            scalars = self.method.validate(self._validation_student, two_streams_batch)
         self.scalars.add({f"val_{name}": value for name, value in scalars.items()})
         return {"loss": scalars["loss"].cpu().numpy()}
+
+    def _validation_student(self, images: Tensor) -> StudentOutput:
+        return self._student(images)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Give nnU-Net's logger the values it wants every epoch."""
@@ -102,6 +84,57 @@ class PretrainTrainer(SemiTrainer):
             "pre-training is done and segments nothing yet; start another training from it, in a configuration of its "
             f"own, with -pretrained_weights {self.output_folder}/checkpoint_final.pth"
         )
+
+
+class EncoderPretrainTrainer(PretrainTrainer):
+    """Trains the encoder without labels; the decoder is frozen, does not run, and is saved as it began."""
+
+    def _do_i_compile(self) -> bool:
+        """Never: the encoder is called directly, past the compiled network."""
+        return False
+
+    def _trained_parameters(self) -> Iterable[nn.Parameter]:
+        network: Any = self.plain_network
+        if not hasattr(network, "encoder"):
+            raise UserError(
+                f"the network {type(network).__name__} has no encoder to train; expected one of nnU-Net's U-Nets "
+                "(PlainConvUNet, ResidualEncoderUNet): use other plans"
+            )
+        encoder = list(network.encoder.parameters())
+        of_encoder = {id(parameter) for parameter in encoder}
+        for parameter in network.parameters():
+            parameter.requires_grad_(id(parameter) in of_encoder)
+        return encoder
+
+    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
+        """Return two loaders of views with meta-labels: of all training images, and of the validation images."""
+        dataset_train, dataset_val = self.get_tr_and_val_datasets()
+        train = self._training_stream(dataset_train, dataset_val, None, augmentation)
+        cases = list(dataset_val.identifiers)
+        val = two_streams([dataset_val], cases, validation_rows(self.rows), None, self.resolved, augmentation)
+        return train, val
+
+    def _student(self, images: Tensor) -> StudentOutput:
+        return self._encoder(images)
+
+    def _validation_student(self, images: Tensor) -> StudentOutput:
+        return self._encoder_in_parts(images)
+
+    def _unsynchronized_parameters(self) -> list[nn.Parameter]:
+        """The encoder's too: its forward pass bypasses DDP."""
+        return [*self.plain_network.parameters(), *self.method.parameters()]
+
+
+class LabeledPretrainTrainer(PretrainTrainer):
+    """Trains encoder and decoder on the labels of the fold's training cases, and validates on its validation cases."""
+
+    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
+        """Return labeled batches of training cases and of validation cases, these without augmentation."""
+        dataset_train, dataset_val = self.get_tr_and_val_datasets()
+        labeled = self._labeled_loader(dataset_train, augmentation.initial_patch_size, augmentation.training)
+        train = self._training_stream(dataset_train, dataset_val, labeled, augmentation)
+        labeled = self._labeled_loader(dataset_val, augmentation.patch_size, augmentation.validation)
+        return train, two_streams([dataset_val], [], self.rows, labeled, self.resolved, augmentation)
 
 
 def validation_rows(rows: RowPlan) -> RowPlan:

@@ -135,6 +135,8 @@ class SemiTrainer(StreamTrainer):
             facts=self.resolved.facts,
             derived=self.resolved.derived,
             has_regions=self.label_manager.has_regions,
+            n_heads=self.label_manager.num_segmentation_heads,
+            ignore_label=self.label_manager.ignore_label,
             tap_channels={name: channels_at(network, name) for name in needs.taps},
             spatial_dims=len(self.configuration_manager.patch_size),
             gather=self._gather(),

@@ -1,6 +1,7 @@
 """The data of a training: nnU-Net's split, its labeled loader, and the unlabeled stream beside it."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from nnunetv2.paths import nnUNet_raw
@@ -73,16 +74,7 @@ class StreamTrainer(nnUNetTrainer):
     def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
         """Return the two-stream training loader and the stock validation loader."""
         dataset_train, dataset_val = self.get_tr_and_val_datasets()
-        labeled = LabeledLoader(
-            dataset_train,
-            self.rows.labeled,
-            augmentation.initial_patch_size,
-            augmentation.patch_size,
-            self.label_manager,
-            oversample_foreground_percent=self.oversample_foreground_percent,
-            probabilistic_oversampling=self._oversample_by_chance(),
-            transforms=augmentation.training,
-        )
+        labeled = self._labeled_loader(dataset_train, augmentation.initial_patch_size, augmentation.training)
         train = self._training_stream(dataset_train, dataset_val, labeled, augmentation)
         val = nnUNetDataLoader(
             dataset_val,
@@ -95,6 +87,19 @@ class StreamTrainer(nnUNetTrainer):
             transforms=augmentation.validation,
         )
         return train, val
+
+    def _labeled_loader(self, dataset: Any, initial_patch_size: Sequence[int], transforms: Any) -> LabeledLoader:
+        """Return nnU-Net's loader of the labeled rows of a step."""
+        return LabeledLoader(
+            dataset,
+            self.rows.labeled,
+            initial_patch_size,
+            self.configuration_manager.patch_size,
+            self.label_manager,
+            oversample_foreground_percent=self.oversample_foreground_percent,
+            probabilistic_oversampling=self._oversample_by_chance(),
+            transforms=transforms,
+        )
 
     def _oversample_by_chance(self) -> bool:
         """With one or two labeled rows, nnU-Net's rounding would never force a patch onto the foreground."""

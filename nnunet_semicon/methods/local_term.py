@@ -1,0 +1,143 @@
+"""Supervised local contrast on the maps of the decoder: heads, sampling of pixels, and the sum over levels.
+
+The joint method (:mod:`nnunet_semicon.methods.supervised_local`) and the pre-training
+(:mod:`nnunet_semicon.methods.supervised_local_pretrain`) both own one :class:`LocalTerm`; the loss is that of
+:mod:`nnunet_semicon.losses.local_contrast` (Hu et al., MICCAI 2021).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import Derived, Facts, pixel_contrast
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE
+from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
+from nnunet_semicon.methods.base import BuildContext, Needs
+from nnunet_semicon.networks.taps import decoder_tap
+
+HIDDEN = 256  # channels between the two layers of a head (Hu's code)
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """Hyper-parameters of the local contrast."""
+
+    form: str = setting(
+        "supcon", "the loss: that of the code, or eq. 2 as printed", choices=("supcon", "hu_eq2"), source="Hu's code"
+    )
+    sampling: str | None = setting(
+        None,
+        "pixels that meet: all, every stride-th along each axis, or those of one block; null: derived",
+        choices=("exact", "stride", "block"),
+        source="section 2.2",
+    )
+    stride: int | None = setting(None, "pixels from one sample to the next; null: derived", low=1)
+    block_size: int = setting(16, "pixels along each side of a block", low=1, source="section 2.2")
+    temperature: float = setting(0.1, "tau of the contrast", low=LOWEST_TEMPERATURE, source="Hu's code")
+    head: str = setting(
+        "two_layer",
+        "pointwise convolutions before the contrast",
+        choices=("two_layer", "one_layer"),
+        source="Hu's code",
+    )
+    embedding_dim: int = setting(128, "dimension of a pixel's embedding", low=1, source="Hu's code")
+    level_weight: dict[str, float] = setting(
+        {"0": 1.0, "1": 0.0, "2": 0.0, "3": 0.0},
+        "weight of the contrast at each level of the decoder; 0: full resolution, 1: half of it; 0 leaves it out",
+        low=0,
+        source="full resolution in the paper",
+    )
+    background_anchors: bool = setting(
+        False, "draw pixels of the background together too", source="section 2.2: they are only pushed away"
+    )
+
+
+def levels_of(config: LocalConfig) -> list[int]:
+    """Return the levels that have a weight."""
+    return [int(level) for level, weight in config.level_weight.items() if weight > 0]
+
+
+def with_taps(needs: Needs, config: LocalConfig) -> Needs:
+    """Return what a method with this term asks of the trainer: its maps follow from the hyper-parameters."""
+    return replace(needs, taps=tuple(decoder_tap(level) for level in levels_of(config)))
+
+
+def derive(config: LocalConfig, facts: Facts, images: int) -> dict[str, Derived]:
+    """Return the pixels that meet.
+
+    Args:
+        config: the hyper-parameters.
+        facts: what the plans say.
+        images: rows of the student whose pixels are contrasted.
+
+    Raises:
+        UserError: no level has a weight.
+    """
+    levels = levels_of(config)
+    if not levels:
+        raise UserError(
+            "no level of the decoder has a weight above 0: set one entry of level_weight, e.g. level_weight.0=1"
+        )
+    rule = pixel_contrast(images, min(levels), config.embedding_dim, facts.network, config.sampling, config.stride)
+    return dict(rule)
+
+
+class LocalTerm(nn.Module):
+    """One head per level, and the loss over the pixels of all images of this rank.
+
+    Args:
+        config: the hyper-parameters.
+        build: see :class:`~nnunet_semicon.methods.base.BuildContext`; ``derived`` holds sampling and stride.
+    """
+
+    def __init__(self, config: LocalConfig, build: BuildContext) -> None:
+        super().__init__()
+        self.config = config
+        self.sampling = build.derived["sampling"].value
+        self.size = build.derived["stride"].value if self.sampling == "stride" else config.block_size
+        self.n_classes = 2**build.n_heads if build.has_regions else build.n_heads
+        self.levels = levels_of(config)
+        channels = [build.tap_channels[decoder_tap(level)] for level in self.levels]
+        self.heads = nn.ModuleList(_head(config, width) for width in channels)
+
+    def forward(self, features: Mapping[str, Tensor], classes: Tensor) -> Tensor:
+        """Return the weighted sum over levels, ().
+
+        Args:
+            features: tap -> (B, C, *s).
+            classes: (B, *S) int64 at full resolution, 0 = background, -1 = to be ignored; brought to a map's
+                resolution by nearest neighbor.
+        """
+        config = self.config
+        total = classes.new_zeros((), dtype=next(self.heads.parameters()).dtype)
+        for level, head in zip(self.levels, self.heads, strict=True):
+            maps = features[decoder_tap(level)]
+            vectors, labels = pixel_sets(maps, _resized(classes, maps.shape[2:]), self.sampling, self.size)
+            loss = local_contrast(
+                head(vectors),
+                labels,
+                self.n_classes,
+                config.temperature,
+                config.form,  # type: ignore[arg-type]  # checked against its choices
+                background_anchors=config.background_anchors,
+            )
+            total = total + config.level_weight[str(level)] * loss
+        return total
+
+
+def _head(config: LocalConfig, channels: int) -> nn.Module:
+    """Pointwise convolutions without a nonlinearity between them, applied to sampled pixels: linear layers."""
+    if config.head == "one_layer":
+        return nn.Linear(channels, config.embedding_dim)
+    return nn.Sequential(nn.Linear(channels, HIDDEN), nn.Linear(HIDDEN, config.embedding_dim))
+
+
+def _resized(classes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Classes at another resolution, by nearest neighbor; (B, *S) -> (B, *size)."""
+    if classes.shape[1:] == size:
+        return classes
+    return F.interpolate(classes[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

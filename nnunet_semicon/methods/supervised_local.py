@@ -1,0 +1,117 @@
+"""Supervised local contrast joined to the segmentation loss in one run (after Hu et al., MICCAI 2021).
+
+    L = L_sup + lambda_local L_l
+
+L_l draws pixels of one class together in the decoder's feature space (:mod:`nnunet_semicon.losses.local_contrast`).
+Classes are those of the labeled images; with ``pseudo_labels`` also those that the teacher, a moving average of the
+student, is confident of on unlabeled images.
+
+Deviations: the paper contrasts in a stage of its own, before the fine-tuning
+(:mod:`nnunet_semicon.methods.supervised_local_pretrain`). They are listed in docs/methods/supervised_local.md.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
+from nnunet_semicon.losses.schedules import ema_decay
+from nnunet_semicon.methods.base import (
+    BuildContext,
+    Method,
+    Needs,
+    Progress,
+    StepOutput,
+    Student,
+    SupervisedLoss,
+    finest,
+    rows_of,
+)
+from nnunet_semicon.methods.local_term import LocalConfig, LocalTerm, derive, with_taps
+from nnunet_semicon.networks.ema import segmentation_teacher
+
+
+@dataclass(frozen=True)
+class SupervisedLocalConfig(LocalConfig):
+    """Hyper-parameters beside those of the contrast."""
+
+    lambda_local: float = setting(0.1, "weight of the local contrast", low=0, source="ours, not tuned")
+    pseudo_labels: bool = setting(
+        False, "contrast pixels of unlabeled images too, by the teacher's confident classes", source="ours"
+    )
+    confidence: float = setting(
+        0.9, "probability above which a class of the teacher counts", low=0, high=1, source="ours, not tuned"
+    )
+    ema_decay: float = setting(
+        0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher"
+    )
+
+
+class SupervisedLocal(Method):
+    """Segmentation loss and local contrast of labeled pixels, with an option for unlabeled ones."""
+
+    Config = SupervisedLocalConfig
+    cost = "the heads and the contrast; with pseudo_labels a forward pass of the teacher on the unlabeled images"
+    scalar_names = ("supervised", "local")
+
+    def __init__(self, config: SupervisedLocalConfig, build: BuildContext) -> None:
+        super().__init__(config, build)
+        self.local = LocalTerm(config, build)
+        self.teacher = segmentation_teacher(build.network) if config.pseudo_labels else None
+        self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
+
+    @classmethod
+    def needs_of(cls, config: SupervisedLocalConfig) -> Needs:
+        """Unlabeled images are needed for pseudo-labels only; maps follow from the levels."""
+        needs = replace(cls.needs, views=2, student_views=1) if config.pseudo_labels else cls.needs
+        return with_taps(needs, config)
+
+    @classmethod
+    def derive(cls, config: SupervisedLocalConfig, facts: Facts) -> dict[str, Derived]:
+        """Return the pixels that meet."""
+        return derive(config, facts, facts.rows.student_rows)
+
+    def on_train_start(self, student_module: nn.Module) -> None:
+        """The teacher starts as the student, pre-trained weights included."""
+        if self.teacher is not None:
+            self.teacher.copy_from(student_module)
+
+    def compute(
+        self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
+    ) -> StepOutput:
+        """L = L_sup + lambda_local L_l."""
+        classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
+        images = batch.labeled
+        if self.teacher is not None:
+            images = torch.cat([images, batch.views[0]])
+            classes = torch.cat([classes, self._pseudo_labels(batch.unlabeled)])
+        output = student(images)
+        supervised = supervised_loss(rows_of(output.logits, slice(0, batch.n_labeled)), batch.target)
+        local = self.local(output.features, classes)
+        return StepOutput(
+            supervised + self.config.lambda_local * local,
+            {"supervised": supervised.detach(), "local": local.detach()},
+        )
+
+    def after_step(
+        self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
+    ) -> None:
+        """Move the teacher."""
+        if self.teacher is not None:
+            self.teacher.update(student_module, ema_decay(progress.step, self.config.ema_decay))
+
+    def _pseudo_labels(self, images: Tensor) -> Tensor:
+        """Classes the teacher is confident of, -1 elsewhere; (B, C, *S) -> (B, *S)."""
+        assert self.teacher is not None
+        logits = finest(self.teacher(images))
+        if self.has_regions:
+            probabilities = torch.sigmoid(logits.float())
+            confident = (torch.maximum(probabilities, 1 - probabilities) >= self.config.confidence).all(dim=1)
+            classes = pixel_classes(probabilities > 0.5, True, None)
+        else:
+            probability, classes = torch.softmax(logits.float(), dim=1).max(dim=1)
+            confident = probability >= self.config.confidence
+        return classes.masked_fill(~confident, -1)

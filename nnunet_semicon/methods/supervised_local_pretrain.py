@@ -1,0 +1,111 @@
+"""Supervised local contrast as a stage of its own: encoder and decoder learn from the labeled scans of the fold.
+
+    L_l of two views of every labeled image                                    (Hu et al., MICCAI 2021, section 2.2)
+
+The second of the paper's three stages: global contrast of the encoder on all images, this, fine-tuning. Both views show
+the same voxels, with other intensities. Only training cases of the fold are drawn; the reference code, under its own
+defaults, uses the labels of validation and test scans here.
+
+Deviations: nnU-Net's crops and augmentation make the first view; its intensities are changed once more for the second.
+They are listed in docs/methods/supervised_local.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
+from nnunet_semicon.methods.base import (
+    BuildContext,
+    Needs,
+    PretrainConfig,
+    PretrainMethod,
+    Progress,
+    StepOutput,
+    Student,
+    SupervisedLoss,
+)
+from nnunet_semicon.methods.local_term import LocalConfig, LocalTerm, derive, with_taps
+
+VIEWS = 2
+CHANGE_PROBABILITY = 0.5  # of each change of intensity (Hu's code)
+
+
+@dataclass(frozen=True)
+class SupervisedLocalPretrainConfig(LocalConfig, PretrainConfig):
+    """Hyper-parameters of the stage: the contrast's and the optimizer's."""
+
+    learning_rate: float = setting(1e-4, "largest learning rate", low=0, source="section 3")
+    optimizer: str = setting("adam", "optimizer of the stage", choices=("radam", "adam"), source="section 3")
+    weight_decay: float = setting(1e-4, "weight decay of the optimizer", low=0, source="Hu's code")
+
+
+class SupervisedLocalPretrain(PretrainMethod):
+    """Local contrast of labeled pixels alone; trains encoder and decoder."""
+
+    Config = SupervisedLocalPretrainConfig
+    needs = Needs(labeled_views=VIEWS, stage="pretrain")
+    cost = "the heads and the contrast"
+    scalar_names = ("local",)
+
+    def __init__(self, config: SupervisedLocalPretrainConfig, build: BuildContext) -> None:
+        super().__init__(config, build)
+        self.local = LocalTerm(config, build)
+        self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
+
+    @classmethod
+    def needs_of(cls, config: SupervisedLocalPretrainConfig) -> Needs:
+        """Maps follow from the levels."""
+        return with_taps(cls.needs, config)
+
+    @classmethod
+    def derive(cls, config: SupervisedLocalPretrainConfig, facts: Facts) -> dict[str, Derived]:
+        """Return the pixels that meet."""
+        return derive(config, facts, facts.rows.student_rows)
+
+    def compute(
+        self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
+    ) -> StepOutput:
+        """L_l; the supervised loss is not used."""
+        logits, local = self._contrast(student, batch)
+        # DDP wants every parameter of the network in the graph, those of the segmentation layers too
+        return StepOutput(local + 0.0 * sum(scale.float().mean() for scale in logits), {"local": local.detach()})
+
+    def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
+        """Return the contrast (``loss``) of validation images."""
+        return {"loss": self._contrast(student, batch)[1]}
+
+    def _contrast(self, student: Student, batch: TwoStreamBatch) -> tuple[list[Tensor], Tensor]:
+        """Return the logits of all scales and L_l of two views."""
+        classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
+        output = student(torch.cat([batch.labeled, other_intensities(batch.labeled)]))
+        logits = list(output.logits) if isinstance(output.logits, list | tuple) else [output.logits]
+        return logits, self.local(output.features, torch.cat([classes] * VIEWS))
+
+
+def other_intensities(image: Tensor) -> Tensor:
+    """Change brightness, gamma and noise of every channel, each with probability 1/2 (Hu's code, section 3.4).
+
+    Args:
+        image: (B, C, *S) normalized intensities.
+
+    Returns:
+        (B, C, *S); no pixel moves.
+    """
+    shape = (*image.shape[:2], *[1] * (image.dim() - 2))
+
+    def chosen() -> Tensor:
+        return (torch.rand(shape, device=image.device) < CHANGE_PROBABILITY).to(image.dtype)
+
+    brightness = 1 + chosen() * (torch.rand(shape, device=image.device) - 0.5)  # 0.5 to 1.5
+    exponent = torch.exp(chosen() * (torch.rand(shape, device=image.device) - 0.5))  # 0.6 to 1.65
+    noise = chosen() * 0.1 * torch.randn_like(image)
+    axes = tuple(range(2, image.dim()))
+    low, high = image.amin(axes, keepdim=True), image.amax(axes, keepdim=True)
+    spread = (high - low).clamp_min(torch.finfo(image.dtype).eps)
+    curved: Tensor = ((image - low) / spread).clamp(0, 1) ** exponent * spread + low
+    return curved * brightness + noise
