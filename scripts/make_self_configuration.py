@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs" / "self_configuration.md"
 PLANS = REPOSITORY / "tests" / "plans"
 EXAMPLES = ("acdc", "hippocampus", "promise12", "mmwhs", "spleen", "rgb2d", "volume3d")
+LOCAL = "nnUNetTrainerSupervisedLocal"
 SHOWN = ("labeled_per_step", "student_rows", "slice_axis", "partitions")  # what follows from the data, for every method
 
 
@@ -91,6 +92,11 @@ def examples() -> str:
             run = resolved(example, configuration, "nnUNetTrainerSPCon")
             keys = [*SHOWN, *run.derived]
             rows = [[f"`{key}`", in_words(run.settings[key].value), run.settings[key].reason] for key in keys]
+            if "architecture" in example["configurations"][configuration]:
+                local = resolved(example, configuration, LOCAL)
+                rows += [
+                    [f"`{key}` (local)", in_words(value), reason] for key, (value, reason) in local.derived.items()
+                ]
             planned = example["configurations"][configuration]
             size = f"batch size {planned['batch_size']}, patch {' x '.join(map(str, planned['patch_size']))}"
             title = f"**{example['about']}**: `{configuration}`, {size}"

@@ -147,8 +147,8 @@ def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[st
     return [name for name in a if not torch.equal(a[name], b[name])]
 
 
-def poison_labels(folder: Path, cases: list[str]) -> None:
-    """Replace labels >= 0 and class_locations of preprocessed cases by nonsense; ``seg < 0`` stays."""
+def poison_labels(folder: Path, cases: list[str], locations: bool = True) -> None:
+    """Replace labels >= 0, and class_locations, of preprocessed cases by nonsense; ``seg < 0`` stays."""
     import blosc2
     from batchgenerators.utilities.file_and_folder_operations import load_pickle, write_pickle
 
@@ -161,6 +161,8 @@ def poison_labels(folder: Path, cases: list[str]) -> None:
         seg[inside] = rng.integers(0, 3, int(inside.sum()))
         file.unlink()
         blosc2.asarray(seg, urlpath=str(file))
+        if not locations:
+            continue
         properties = load_pickle(str(folder / f"{case}.pkl"))
         properties["class_locations"] = {1: [[0, 10**6, 10**6, 10**6]], 2: "poison"}
         write_pickle(properties, str(folder / f"{case}.pkl"))

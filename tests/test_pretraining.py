@@ -128,7 +128,17 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(training):
     np.testing.assert_allclose(np.diff(seen), 2e-4 * (1 - 1 / 400) / 8, rtol=1e-5)  # within the epoch too
 
 
-@pytest.mark.parametrize("name", [CONTROL, "nnUNetTrainerMeanTeacher", "nnUNetTrainerSPCon", PRETRAIN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        CONTROL,
+        "nnUNetTrainerMeanTeacher",
+        "nnUNetTrainerSPCon",
+        PRETRAIN,
+        "nnUNetTrainerSupervisedLocal",
+        "nnUNetTrainerSupervisedLocalPretrain",
+    ],
+)
 def test_our_trainers_start_from_it(training, monkeypatch, name):
     pretrained = run_until(make_trainer(PRETRAIN, "2d_short"), None, monkeypatch)
     checkpoint = f"{pretrained.output_folder}/checkpoint_final.pth"
