@@ -38,6 +38,9 @@ from nnunet_semicon.evaluation.runs import run_of
 VISIBLE = 0.01  # a difference of pair losses that is more than the noise of an epoch
 CELLS = f"hippocampus_fold{FOLD}"
 CELLS_COMMAND = f"python scripts/run_hippocampus.py -d 004 -c 2d --fold {FOLD}"
+ONE_LABEL, ALL_LABELS = 0, 6  # folds
+DRAW = """semicon split -d 004 --labeled 4 --seed 1 --force    # seeds 1, 2 and 3; a backup of the present split is kept
+python scripts/run_hippocampus.py -d 004 -c 2d --fold 0 --out docs/results/hippocampus_draw1"""
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,10 @@ def results_page(results: Path) -> str:
         what_is_missing(labels, benchmark),
         *quality(labels, (SP_CON,)),
         *pretraining(results / CELLS, benchmark),
+        *other_labels(results, ONE_LABEL, "One labeled scan", benchmark),
+        *other_labels(results, ALL_LABELS, "All 175 labeled scans", benchmark),
+        "## Three draws of the 4 labeled scans (SP-Con's Table 3)",
+        f"{NOT_RUN}; one draw is made by:\n\n```bash\n{DRAW}\n```",
         "## Position, patient and phase: SP-Con's pre-training on ACDC at half resolution",
         acdc_labels(results / ACDC_LABELS),
     ]
@@ -252,14 +259,14 @@ def verdict(method: Measured, control: Measured) -> tuple[str, bool]:
     return f"does not differ from {against} by more than the spread ({numbers})", False
 
 
-def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None) -> str:
+def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None, command: str = CELLS_COMMAND) -> str:
     """Say which cells are not run, and with which commands they are filled."""
     absent = sum(len(SEEDS) - len(measured.runs) for measured in rows)
     total = len(rows) * len(SEEDS)
     unmeasured = any(_benchmarked(measured.row, benchmark) is None for measured in rows)
     if not absent and not unmeasured:
         return f"All {total} runs of this table are made."
-    commands = [CELLS_COMMAND] if absent else []
+    commands = [command] if absent else []
     if unmeasured:
         commands.append(BENCHMARK_COMMAND)
     missing = f"{absent} of {total} runs of this table are not made." if absent else f"All {total} runs are made."
@@ -284,6 +291,22 @@ def pretraining(folder: Path, benchmark: dict[str, Any] | None) -> list[str]:
         *quality(rows, CONTROLS),
         "### What the pre-training learned",
         embeddings(folder),
+    ]
+
+
+def other_labels(results: Path, fold: int, words: str, benchmark: dict[str, Any] | None) -> list[str]:
+    """Return the rows of the pre-training's table with other labeled scans, from the same pre-trainings."""
+    methods = (*OTHERS_FINE_TUNED, FINE_TUNED, JOINT[0], SP_CON, JOINT[1])
+    rows = read_rows(results / f"hippocampus_fold{fold}", (*CONTROLS, *methods))
+    run = [measured.row for measured in rows if measured.runs and measured.row in methods]
+    command = f"python scripts/run_hippocampus.py -d 004 -c 2d --fold {fold} --pretraining-fold {FOLD}"
+    return [
+        f"## {words}: Hippocampus, fold {fold}",
+        "The protocol of the first table with other labeled scans; the pre-trainings are those of the table before.",
+        runs_made(rows, benchmark),
+        what_is_missing(rows, benchmark, command),
+        *([verdicts(rows, run)] if run else []),
+        *quality(rows, CONTROLS),
     ]
 
 

@@ -175,7 +175,7 @@ def validation_cases(task: Task) -> list[str]:
     """Return the validation cases of the fold.
 
     Raises:
-        UserError: no such fold, or it lists no unlabeled cases.
+        UserError: no such fold, or neither it nor another one for the pre-training lists unlabeled cases.
     """
     from nnunet_semicon.data.splits import FILE, UNLABELED, read_splits
 
@@ -186,8 +186,11 @@ def validation_cases(task: Task) -> list[str]:
     folds = read_splits(str(path))
     if not 0 <= task.fold < len(folds):
         raise UserError(f"{path} has no fold {task.fold}, only 0 to {len(folds) - 1}: choose another --fold")
-    if not folds[task.fold].get(UNLABELED):
-        raise UserError(f"fold {task.fold} of {path} lists no unlabeled cases: {remedy}")
+    if not folds[task.fold].get(UNLABELED) and task.pretraining_fold == task.fold:
+        raise UserError(
+            f"fold {task.fold} of {path} lists no unlabeled cases: {remedy}, or name the fold of the pre-training with "
+            "--pretraining-fold"
+        )
     return list(folds[task.fold]["val"])
 
 
