@@ -135,9 +135,9 @@ def print_memory(name: str, n: int, dimension: int, device: str) -> None:
     print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
 
 
-def errors(dimension: int, device: str) -> dict[str, float]:
+def errors(n: int, dimension: int, device: str) -> dict[str, float]:
     """Return how far the float32 loss and its gradient are from a float64 matrix, relative to the largest entry."""
-    exact, labels = vectors(CHECKED_SIZE, dimension, device, torch.float64)
+    exact, labels = vectors(n, dimension, device, torch.float64)
     expected = matrix(exact, labels)
     expected.backward()
     z = exact.detach().float().requires_grad_()
@@ -171,31 +171,37 @@ def products_seconds(n: int, dimension: int, device: str) -> float:
     return median(seconds[1:])
 
 
-def measure(device: str) -> dict[str, Any]:
+def measure(ns: Sequence[int], dimensions: Sequence[int], device: str) -> dict[str, Any]:
     """Return all tables."""
     origin = provenance(device)
     sizes = []
-    for dimension in DIMENSIONS:
-        for n in tqdm(SIZES, desc=f"D = {dimension}"):
+    for dimension in dimensions:
+        for n in tqdm(ns, desc=f"D = {dimension}"):
             losses = LOSSES if n <= LARGEST_MATRIX else {"streamed": streamed}
             seconds = times(losses, n, dimension, device)
             memory = {name: peak_mib(name, n, dimension, device) for name in losses}
             products = products_seconds(n, dimension, device)
             sizes.append({"n": n, "d": dimension, "seconds": seconds, "mib": memory, "products_seconds": products})
+    n = min(FORMS_SIZE, max(ns))
     forms = {
-        "n": FORMS_SIZE,
+        "n": n,
         "d": FORMS_DIMENSION,
-        "seconds": times(FORMS, FORMS_SIZE, FORMS_DIMENSION, device),
-        "mib": {name: peak_mib(name, FORMS_SIZE, FORMS_DIMENSION, device) for name in FORMS},
+        "seconds": times(FORMS, n, FORMS_DIMENSION, device),
+        "mib": {name: peak_mib(name, n, FORMS_DIMENSION, device) for name in FORMS},
     }
-    checked = [{"d": dimension, **errors(dimension, device)} for dimension in DIMENSIONS]
-    return {**origin, "sizes": sizes, "forms": forms, "errors": checked, "checked_n": CHECKED_SIZE}
+    n = min(CHECKED_SIZE, max(ns))
+    checked = [{"d": dimension, **errors(n, dimension, device)} for dimension in dimensions]
+    return {**origin, "sizes": sizes, "forms": forms, "errors": checked, "checked_n": n}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--dimensions", type=int, nargs="+", default=DIMENSIONS, metavar="D", help="default: %(default)s"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write; default: print it")
     parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS, metavar=("LOSS", "N", "D"))
     args = parser.parse_args(argv)
@@ -203,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name, n, dimension = args.memory
         print_memory(name, int(n), int(dimension), args.device)
         return 0
-    content = measure(args.device)
+    content = measure(args.sizes, args.dimensions, args.device)
     if args.out is None:
         print(json.dumps(content, indent=1))
     else:

@@ -144,6 +144,8 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     write_run(results, SP_CON, "short", 0, 0.9)  # one seed: no spread, so no claim
     write_benchmark(results)
     page, performance = make_pages(results, tmp_path / "docs")
+    page, other_labels = page.split("## One labeled scan")
+    assert "not run | not run |" in line_of(other_labels, "| **control, 32 labeled rows**")
 
     control = line_of(page, "| **control, 32 labeled rows**")
     assert "| 3 of 3 | 0.770 | 0.010 | 1.00x | 1.00x |" in control
@@ -192,6 +194,7 @@ def test_curves_of_meta_labels_say_which_are_learned(tmp_path):
         "batch_size": 4,
         "num_epochs": 2,
         "num_iterations_per_epoch": 3,
+        "learning_rate": 0.001,
         "seed": 0,
     }
     content = {
@@ -387,3 +390,21 @@ def test_the_benchmark_refuses_in_one_sentence(prepared, words, sentence):
     assert done.returncode == 1
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_benchmark_of_the_losses_fills_its_page(tmp_path):
+    results = tmp_path / "results"
+    file = results / "benchmark_losses_cpu.json"
+    script("benchmark_losses.py", "--sizes", "64", "300", "--dimensions", "64", "--out", file)
+    content = read_json(file)
+    assert [row["n"] for row in content["sizes"]] == [64, 300]
+    for row in content["sizes"]:
+        assert row["seconds"].keys() == row["mib"].keys() == {"streamed", "matrix", "pytorch-metric-learning"}
+        assert min(row["seconds"].values()) > 0
+    for error in content["errors"]:
+        assert error["loss"] < 1e-5
+        assert error["gradient"] < 1e-5
+    _, performance = make_pages(results, tmp_path / "docs")
+    assert "| 300 | 64 |" in performance
+    assert "| SupCon, no background anchors |" in performance
+    assert (tmp_path / "docs" / "figures" / "losses.png").stat().st_size > 5000
