@@ -1,26 +1,19 @@
 """``semicon sweep``: many trainings from one file, each a stock command; it goes on where it stopped."""
 
 import argparse
-import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.cli.check_sweep import named, prepare
+from nnunet_semicon.errors import UserError, listing
 
 if TYPE_CHECKING:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from nnunet_semicon.cli.configure import Place
     from nnunet_semicon.sweep.cells import Cell
-    from nnunet_semicon.sweep.file import Stage, Sweep
     from nnunet_semicon.sweep.local import Outcome
     from nnunet_semicon.sweep.plan import Plan
 
@@ -42,8 +35,6 @@ examples of commands:
   semicon sweep FILE --dry-run          # what would run; one line per cell, fit for a job array
   semicon sweep FILE                    # here, one cell after the other; the same command goes on
   semicon sweep FILE --launcher submitit --launcher-args timeout_min=600 gpus_per_node=1 slurm_partition=gpu"""
-
-FIRST_FOLDS = 5  # that nnU-Net draws where there is no split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +114,7 @@ def _here(args: argparse.Namespace, plan: "Plan") -> int:
 
     try:
         if args.cell is not None:
-            name = _named(plan.cells, args.cell)
+            name = named(plan.cells, args.cell)
             return 0 if run_cell(plan, plan.cells[name], _say, name).finished else 1
         return _report(plan, run_all(plan, _say))
     except KeyboardInterrupt:
@@ -207,265 +198,3 @@ def _variables() -> dict[str, str]:
     if variables.get(autoload.VARIABLE) == autoload.trainer_folder():
         del variables[autoload.VARIABLE]  # set by ourselves, in every process anew
     return {key: os.path.abspath(value) if key in folders else value for key, value in variables.items()}
-
-
-# --- checks, before anything is written --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A stage whose trainer and values were checked: dotted keys are resolved, texts are values."""
-
-    trainer: "type[nnUNetTrainer]"
-    values: Mapping[str, Any]
-    grid: Mapping[str, list[Any]]
-
-
-def prepare(args: argparse.Namespace) -> "tuple[Plan, list[str]]":
-    """Check everything, then write the configurations (unless ``--dry-run``); return the plan and the cells to run.
-
-    Raises:
-        UserError: anything is wrong; then nothing is written.
-    """
-    from nnunet_semicon.cli.common import results_folder
-    from nnunet_semicon.cli.configure import MOST_CONFIGURATIONS, find_plans, variants_of
-    from nnunet_semicon.configuration.plans import read_plans, write_plans
-    from nnunet_semicon.sweep.cells import make_cells
-    from nnunet_semicon.sweep.file import read_sweep
-    from nnunet_semicon.sweep.locks import exclusive
-    from nnunet_semicon.sweep.plan import Plan
-
-    sweep = read_sweep(args.file)
-    results = Path(results_folder()).absolute()
-    place = find_plans(argparse.Namespace(d=sweep.dataset, p=sweep.plans, c=None))
-    checked = {}
-    for stage in sweep.stages.values():
-        with _in_stage(stage, sweep):
-            checked[stage.name] = _check_stage(stage, place)
-
-    def variants(stage: "Stage", name: str, seed: int | None) -> dict[str, dict[str, Any]]:
-        with _in_stage(stage, sweep):
-            values = checked[stage.name]
-            return variants_of(name, values.values, values.grid, None if seed is None else [seed])
-
-    cells = make_cells(sweep, variants)
-    number = len({cell.configuration for cell in cells.values()})
-    if number > MOST_CONFIGURATIONS:
-        raise UserError(f"{sweep.path} asks for {number} configurations, expected at most {MOST_CONFIGURATIONS}")
-    names = list(cells) if args.cell is None else [_named(cells, args.cell)]
-
-    plans = _with_configurations(place.plans, sweep, cells, args.force)
-    trainers = {values.trainer.__name__: values.trainer for values in checked.values()}
-    pretraining = frozenset(name for name, trainer in trainers.items() if _is_pretraining(trainer))
-    plan = Plan(sweep, cells, results / place.dataset, plans, pretraining)
-    _check_folds(plan, place, names)
-    _check_weights(plan, place, {name: values.trainer for name, values in checked.items()}, names)
-    for name in _with_ancestors(plan, names):
-        plan.refuse_other_results(cells[name])
-
-    if not args.dry_run:
-        with exclusive(place.path):  # jobs that start together all come here
-            now = read_plans(place.path)
-            after = _with_configurations(now, sweep, cells, args.force)
-            if after != now:
-                write_plans(after, place.path)
-    return plan, names
-
-
-@contextmanager
-def _in_stage(stage: "Stage", sweep: "Sweep") -> Iterator[None]:
-    """Say in which stage something is wrong, in words of the file; the checks are those of ``semicon configure``."""
-    try:
-        yield
-    except UserError as error:
-        text = str(error).replace("another --name", "another name for it").replace("--name", "its name")
-        for key in ("set", "grid", "seeds"):
-            text = text.replace(f"--{key}", f"'{key}'")
-        raise UserError(f"stage '{stage.name}' of {sweep.path}: {text}") from None
-
-
-def _check_stage(stage: "Stage", place: "Place") -> Checked:
-    """Check trainer, configuration and values of a stage, as ``semicon configure`` does.
-
-    Raises:
-        UserError: one of them is wrong.
-    """
-    from nnunet_semicon.cli.configure import read_values
-    from nnunet_semicon.cli.key_values import refuse_overlap
-    from nnunet_semicon.configuration.plans import BATCH_SIZE, inherited_block, refuse_unknown
-    from nnunet_semicon.training.semi_trainer import SemiTrainer
-
-    trainer = find_any_trainer(stage.trainer)
-    refuse_unknown(place.plans, stage.configuration)
-    set_words = [f"{key}={_as_text(value)}" for key, value in stage.set.items()]
-    grid_words = [f"{key}={','.join(map(_as_text, values))}" for key, values in stage.grid.items()]
-    refuse_overlap(set_words, grid_words, stage.seeds != (None,))
-    values, grid = read_values(argparse.Namespace(set=set_words, grid=grid_words, c=stage.configuration), place)
-    if not issubclass(trainer, SemiTrainer):
-        used = {**inherited_block(place.configurations, stage.configuration), **values, **grid}
-        ignored = [key for key in used if key not in (BATCH_SIZE, "seed")]
-        if ignored:
-            raise UserError(
-                f"'{ignored[0]}' is a hyper-parameter of ours, which the stock trainer {stage.trainer} would ignore: "
-                f"it obeys only {BATCH_SIZE}; nnUNetTrainerSupervisedControl is that trainer, and obeys all of them"
-            )
-    return Checked(trainer, values, grid)
-
-
-def _as_text(value: Any) -> str:
-    """Return a value as it is typed after ``--set``: YAML takes 1e-3 for a text, which it is not there."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def find_any_trainer(name: str) -> "type[nnUNetTrainer]":
-    """Return a trainer of ours, of nnU-Net, or of the user.
-
-    Raises:
-        UserError: nnU-Net finds none of that name.
-    """
-    import io
-    from contextlib import redirect_stdout
-
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    from nnunet_semicon import trainers
-    from nnunet_semicon.cli.trainers import find_trainer
-
-    if name in trainers.__all__:
-        return find_trainer(name)
-    try:
-        with redirect_stdout(io.StringIO()):
-            found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
-    except (AssertionError, RuntimeError):
-        known = ["nnUNetTrainer", *trainers.__all__]
-        raise UserError(
-            f"nnU-Net finds no trainer '{name}'{nearest(name, known)}; ours are "
-            f"{listing(trainers.__all__, at_most=99)}, its own nnUNetTrainer and its variants"
-        ) from None
-    return found
-
-
-def _is_pretraining(trainer: "type[nnUNetTrainer]") -> bool:
-    from nnunet_semicon.training.semi_trainer import SemiTrainer
-
-    return issubclass(trainer, SemiTrainer) and trainer.method_class.needs.stage == "pretrain"
-
-
-def _with_configurations(
-    plans: Mapping[str, Any], sweep: "Sweep", cells: "Mapping[str, Cell]", force: bool
-) -> dict[str, Any]:
-    """Return the plans with the configurations of all cells.
-
-    Raises:
-        UserError: one of them exists with other values, and not ``force``; or cannot be added.
-    """
-    from nnunet_semicon.cli.configure import refuse_replacing
-    from nnunet_semicon.configuration.plans import add_configuration
-
-    after = dict(plans)
-    for cell in cells.values():
-        with _in_stage(cell.stage, sweep):
-            after = add_configuration(after, cell.configuration, cell.stage.configuration, cell.settings)
-    old, new = plans["configurations"], after["configurations"]
-    for cell in cells.values():
-        replaced = cell.configuration in old and old[cell.configuration] != new[cell.configuration]
-        if replaced and not force:
-            with _in_stage(cell.stage, sweep):
-                refuse_replacing([cell.configuration], old, new)
-    return after
-
-
-def _named(cells: "Mapping[str, Cell]", name: str) -> str:
-    """Return the name of the cell that ``--cell`` means: a name, or a number from 1.
-
-    Raises:
-        UserError: there is none.
-    """
-    if name in cells:
-        return name
-    if name.isdigit() and 1 <= int(name) <= len(cells):
-        return list(cells)[int(name) - 1]
-    raise UserError(f"no cell '{name}'{nearest(name, cells)}; there are {len(cells)}: {listing(cells)}")
-
-
-def _with_ancestors(plan: "Plan", names: list[str]) -> list[str]:
-    """Return the cells and all that they start from."""
-    found: dict[str, None] = {}
-    for name in names:
-        cell: Cell | None = plan.cells[name]
-        while cell is not None:
-            found[cell.name] = None
-            cell = plan.parent(cell)
-    return [name for name in plan.cells if name in found]
-
-
-def _check_folds(plan: "Plan", place: "Place", names: list[str]) -> None:
-    """Refuse a configuration that is not preprocessed, and a fold that the split does not have.
-
-    Raises:
-        UserError: names the command that repairs it, or the folds that there are.
-    """
-    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_semicon.data.splits import ALL, FILE, check_fold, read_splits
-
-    sweep, manager = plan.sweep, PlansManager(dict(plan.plans))
-    path = os.path.join(place.preprocessed, FILE)
-    splits = read_splits(path) if os.path.isfile(path) else None
-    checked = set()
-    for cell in (plan.cells[name] for name in names):
-        stage, identifier = cell.stage, manager.get_configuration(cell.configuration).data_identifier
-        if (identifier, cell.fold) in checked:
-            continue
-        checked.add((identifier, cell.fold))
-        with _in_stage(stage, sweep):
-            folder = os.path.join(place.preprocessed, identifier)
-            if not os.path.isdir(folder) or not os.listdir(folder):
-                raise UserError(
-                    f"configuration '{stage.configuration}' is not preprocessed; run: nnUNetv2_preprocess -d "
-                    f"{sweep.dataset} -plans_name {sweep.plans} -c {stage.configuration}"
-                )
-            number = FIRST_FOLDS if splits is None else len(splits)
-            if cell.fold != ALL and int(cell.fold) >= number:
-                where = f"the {number} that nnU-Net will draw" if splits is None else path
-                raise UserError(f"there is no fold {cell.fold} in {where}: expected 0 to {number - 1}, or {ALL}")
-            if splits is not None:
-                check_fold(splits, cell.fold, infer_dataset_class(folder).get_identifiers(folder), path)
-
-
-def _check_weights(
-    plan: "Plan", place: "Place", trainers: "Mapping[str, type[nnUNetTrainer]]", names: list[str]
-) -> None:
-    """Refuse weights that do not fit the network of the stage that starts from them.
-
-    Raises:
-        UserError: names the first difference.
-    """
-    from nnunet_semicon.cli.check_dataset import read_json
-    from nnunet_semicon.sweep.weights import Network, misfit, network_in, network_of
-
-    description = os.path.join(place.preprocessed, "dataset.json")
-    dataset_json = read_json(description)
-    networks: dict[str, Network] = {}
-
-    def network(stage: "Stage") -> Network:
-        if stage.name not in networks:
-            if not dataset_json:
-                raise UserError(f"{description} cannot be read: plan and preprocess the dataset again")
-            networks[stage.name] = network_of(trainers[stage.name], place.plans, stage.configuration, dataset_json)
-        return networks[stage.name]
-
-    for stage in {plan.cells[name].stage.name: plan.cells[name].stage for name in names}.values():
-        with _in_stage(stage, plan.sweep):
-            if stage.weights is not None:
-                reason = misfit(network_in(stage.weights), network(stage))
-            elif stage.start is not None:
-                reason = misfit(network(plan.sweep.stages[stage.start]), network(stage))
-            else:
-                continue
-            if reason is not None:
-                raise UserError(
-                    f"the weights it starts from do not fit ({reason}): expected weights of the same architecture, "
-                    "which the same configuration of the same plans gives"
-                )
