@@ -15,14 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nnunet_semicon.losses.contrastive import (
-    at_least_float32,
-    full_precision,
-    log_sum,
-    mean_over_anchors,
-    scaled_unit_vectors,
-)
+from nnunet_semicon.losses.contrastive import log_sum, mean_over_anchors, scaled_unit_vectors
 from nnunet_semicon.losses.pairs import Pairs
+from nnunet_semicon.losses.precision import at_least_float32, full_precision
 from nnunet_semicon.losses.streaming import group_logsumexp, positive_similarity
 
 

@@ -13,7 +13,7 @@ over regions. The teacher is a constant here, whatever the caller does.
 import torch
 from torch import Tensor
 
-from nnunet_semicon.losses.contrastive import at_least_float32
+from nnunet_semicon.losses.precision import at_least_float32
 
 
 def softmax_mse(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:

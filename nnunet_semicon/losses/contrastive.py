@@ -14,29 +14,17 @@ float16; below tau = 0.025, where float32 could overflow, in float64.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_semicon.losses.pairs import Pairs, masks
+from nnunet_semicon.losses.precision import at_least_float32, full_precision
 from nnunet_semicon.losses.streaming import group_logsumexp, positive_similarity
 
 FLOAT32_TEMPERATURE = 0.025  # exp(1 / 0.025) = 2e17: sums and products of such numbers fit into float32
 LOWEST_TEMPERATURE = 0.005  # exp(1 / 0.005) = 7e86: likewise in float64
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Switch autocast off on ``device``; does nothing on a device type that has no autocast."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return half precision as float32 and anything else as it is."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def scaled_unit_vectors(embeddings: Tensor, pairs: Pairs, temperature: float) -> Tensor:

@@ -14,14 +14,9 @@ image. Pairs with an unknown label do not count.
 import torch
 from torch import Tensor
 
-from nnunet_semicon.losses.contrastive import (
-    at_least_float32,
-    full_precision,
-    log_denominators,
-    mean_over_anchors,
-    scaled_unit_vectors,
-)
+from nnunet_semicon.losses.contrastive import log_denominators, mean_over_anchors, scaled_unit_vectors
 from nnunet_semicon.losses.pairs import Pairs
+from nnunet_semicon.losses.precision import at_least_float32, full_precision
 from nnunet_semicon.losses.streaming import positive_similarity
 
 

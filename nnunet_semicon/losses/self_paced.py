@@ -21,15 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_semicon.losses import streaming
-from nnunet_semicon.losses.contrastive import (
-    at_least_float32,
-    full_precision,
-    log_denominators,
-    mean_over_anchors,
-    pair_losses,
-    scaled_unit_vectors,
-)
+from nnunet_semicon.losses.contrastive import log_denominators, mean_over_anchors, pair_losses, scaled_unit_vectors
 from nnunet_semicon.losses.pairs import Pairs, masks
+from nnunet_semicon.losses.precision import at_least_float32, full_precision
 from nnunet_semicon.losses.streaming import Mode, paced_objective, positive_similarity
 
 

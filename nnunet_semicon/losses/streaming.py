@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nnunet_semicon.losses.pairs import class_slots
+from nnunet_semicon.losses.precision import full_precision
 
 Mode: TypeAlias = Literal["hard", "linear"]
 
@@ -101,13 +102,14 @@ class _GroupLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, members: Tensor, n_anchors: int) -> Tensor:
         sums = z.new_zeros(len(z), n_anchors, members.shape[2])
-        for sets, rows, columns, is_shared in _tiles(z, n_anchors):
-            e = torch.bmm(z[sets, rows], z[sets, columns].mT).exp_()
-            if rows == columns:
-                e.diagonal(dim1=1, dim2=2).zero_()
-            sums[sets, rows].baddbmm_(e, members[sets, columns])
-            if is_shared:
-                sums[sets, columns].baddbmm_(e.mT, members[sets, rows])
+        with full_precision(z.device):
+            for sets, rows, columns, is_shared in _tiles(z, n_anchors):
+                e = torch.bmm(z[sets, rows], z[sets, columns].mT).exp_()
+                if rows == columns:
+                    e.diagonal(dim1=1, dim2=2).zero_()
+                sums[sets, rows].baddbmm_(e, members[sets, columns])
+                if is_shared:
+                    sums[sets, columns].baddbmm_(e.mT, members[sets, rows])
         result = sums.log_()
         ctx.save_for_backward(z, members, result)
         return result
@@ -122,12 +124,13 @@ class _GroupLogSumExp(torch.autograd.Function):
         pull[:, :n_anchors] = torch.where(result.isinf(), 0.0, grad * torch.exp(-result))
         left, right = torch.cat([pull, members], dim=2), torch.cat([members, pull], dim=2)
         grad_z = torch.zeros_like(z)
-        for sets, rows, columns, _ in _tiles(z, n_anchors):
-            w = torch.bmm(z[sets, rows], z[sets, columns].mT).exp_()
-            w *= torch.bmm(left[sets, rows], right[sets, columns].mT)
-            if rows == columns:
-                w.diagonal(dim1=1, dim2=2).zero_()
-            _add_product(grad_z, w, z, sets, rows, columns)
+        with full_precision(z.device):
+            for sets, rows, columns, _ in _tiles(z, n_anchors):
+                w = torch.bmm(z[sets, rows], z[sets, columns].mT).exp_()
+                w *= torch.bmm(left[sets, rows], right[sets, columns].mT)
+                if rows == columns:
+                    w.diagonal(dim1=1, dim2=2).zero_()
+                _add_product(grad_z, w, z, sets, rows, columns)
         return grad_z, None, None
 
 
@@ -137,20 +140,21 @@ class _PacedObjective(torch.autograd.Function):
         ctx: Any, z: Tensor, log_denominator: Tensor, labels: Tensor, gamma: float, mode: Mode
     ) -> tuple[Tensor, Tensor, Tensor]:
         objective, weighted, weights = (torch.zeros_like(log_denominator) for _ in range(3))
-        for sets, rows, columns, is_shared in _tiles(z, log_denominator.shape[1]):
-            similarity = torch.bmm(z[sets, rows], z[sets, columns].mT)
-            positive = _positive(labels, sets, rows, columns)
-            directions = [(rows, similarity, positive)]
-            if is_shared:
-                directions.append((columns, similarity.mT, positive.mT))
-            for own, s, is_positive in directions:
-                loss = log_denominator[sets, own, None] - s
-                w = pair_weights(loss, gamma, mode).masked_fill_(~is_positive, 0.0)
-                # a weight of 0 may belong to a denominator that is -inf
-                loss = loss.masked_fill_(~is_positive, 0.0).mul_(w)
-                weighted[sets, own] += loss.sum(2)
-                weights[sets, own] += w.sum(2)
-                objective[sets, own] += loss.add_(regularizer(w, gamma, mode)).sum(2)
+        with full_precision(z.device):
+            for sets, rows, columns, is_shared in _tiles(z, log_denominator.shape[1]):
+                similarity = torch.bmm(z[sets, rows], z[sets, columns].mT)
+                positive = _positive(labels, sets, rows, columns)
+                directions = [(rows, similarity, positive)]
+                if is_shared:
+                    directions.append((columns, similarity.mT, positive.mT))
+                for own, s, is_positive in directions:
+                    loss = log_denominator[sets, own, None] - s
+                    w = pair_weights(loss, gamma, mode).masked_fill_(~is_positive, 0.0)
+                    # a weight of 0 may belong to a denominator that is -inf
+                    loss = loss.masked_fill_(~is_positive, 0.0).mul_(w)
+                    weighted[sets, own] += loss.sum(2)
+                    weights[sets, own] += w.sum(2)
+                    objective[sets, own] += loss.add_(regularizer(w, gamma, mode)).sum(2)
         ctx.save_for_backward(z, log_denominator, labels, weights)
         ctx.gamma, ctx.mode = gamma, mode
         ctx.mark_non_differentiable(weighted, weights)
@@ -161,17 +165,18 @@ class _PacedObjective(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, Tensor, None, None, None]:
         z, log_denominator, labels, weights = ctx.saved_tensors
         grad_z = torch.zeros_like(z)
-        for sets, rows, columns, is_shared in _tiles(z, log_denominator.shape[1]):
-            similarity = torch.bmm(z[sets, rows], z[sets, columns].mT)
-            w = pair_weights(log_denominator[sets, rows, None] - similarity, ctx.gamma, ctx.mode)
-            w *= grad[sets, rows, None]
-            if is_shared:
-                other = pair_weights(log_denominator[sets, None, columns] - similarity, ctx.gamma, ctx.mode)
-                w += other.mul_(grad[sets, None, columns])
-            elif rows == columns:
-                w = w + w.mT
-            w.masked_fill_(~_positive(labels, sets, rows, columns), 0.0)
-            _add_product(grad_z, w.neg_(), z, sets, rows, columns)
+        with full_precision(z.device):
+            for sets, rows, columns, is_shared in _tiles(z, log_denominator.shape[1]):
+                similarity = torch.bmm(z[sets, rows], z[sets, columns].mT)
+                w = pair_weights(log_denominator[sets, rows, None] - similarity, ctx.gamma, ctx.mode)
+                w *= grad[sets, rows, None]
+                if is_shared:
+                    other = pair_weights(log_denominator[sets, None, columns] - similarity, ctx.gamma, ctx.mode)
+                    w += other.mul_(grad[sets, None, columns])
+                elif rows == columns:
+                    w = w + w.mT
+                w.masked_fill_(~_positive(labels, sets, rows, columns), 0.0)
+                _add_product(grad_z, w.neg_(), z, sets, rows, columns)
         # the weights minimize the objective: their own change adds nothing (envelope theorem)
         return grad_z, grad * weights, None, None, None
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunet_semicon.losses.contrastive import full_precision, mean_over_anchors, pair_losses, supervised_contrast
+from nnunet_semicon.losses.contrastive import mean_over_anchors, pair_losses, supervised_contrast
 from nnunet_semicon.losses.pairs import pairs_by_label
+from nnunet_semicon.losses.precision import full_precision
 from tests.losses import reference
 from tests.losses.reference import DEGENERATE, GRADIENT_TOLERANCE, LABEL_PATTERNS, VALUE_TOLERANCE, embeddings
 

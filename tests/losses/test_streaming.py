@@ -133,7 +133,7 @@ def test_precision(form, dtype, autocast):
     features.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         loss = FORMS[form][0](features, labels, True)
-    loss.backward()
+        loss.backward()
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=VALUE_TOLERANCE[dtype])
     error = (features.grad.double() - exact.grad).abs().max()
