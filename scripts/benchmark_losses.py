@@ -7,6 +7,7 @@ beyond what it holds before its first step. The matrix and pytorch-metric-learni
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -191,7 +192,9 @@ def measure(ns: Sequence[int], dimensions: Sequence[int], device: str) -> dict[s
     }
     n = min(CHECKED_SIZE, max(ns))
     checked = [{"d": dimension, **errors(n, dimension, device)} for dimension in dimensions]
-    return {**origin, "sizes": sizes, "forms": forms, "errors": checked, "checked_n": n}
+    # glibc's: whether freed memory goes back to the system decides much of the time of a matrix of all pairs
+    allocator = {key: value for key, value in sorted(os.environ.items()) if key.startswith("MALLOC_")}
+    return {**origin, "environment": allocator, "sizes": sizes, "forms": forms, "errors": checked, "checked_n": n}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,8 @@ def _tables(content: dict[str, Any], name: str) -> str:
         [what, milliseconds(seconds), f"{seconds / plain:.2f}x", f"{forms['mib'][what]:.0f}"]
         for what, seconds in forms["seconds"].items()
     ]
+    variables = [f"{key}={value}" for key, value in content["environment"].items()]
+    command = COMMAND.replace(LOSSES, name)
     checked = ", ".join(f"{e['loss']:.0e} and {e['gradient']:.0e} (D = {e['d']})" for e in content["errors"])
     return "\n\n".join(
         [
@@ -61,7 +63,7 @@ def _tables(content: dict[str, Any], name: str) -> str:
             f"{checked}, relative to the largest entry.",
             f"{content['device_name']}, {content['cpu_count']} processors, {content['threads']} torch thread(s); "
             f"torch {content['versions']['torch']}; {content['date'][:10]}, commit {content['commit']}, load average "
-            f"{content['load_average']} before it started; made by `{COMMAND.replace(LOSSES, name)}`.",
+            f"{content['load_average']} before it started; made by `{' '.join([*variables, command])}`.",
         ]
     )
 
