@@ -239,7 +239,7 @@ def test_a_pretraining_is_compared_with_the_controls_and_its_curves_are_shown(tm
     path = results / "hippocampus_fold2" / "nnUNetTrainerSPConPretrain__2d_short_pretrain_s0.json"
     write_json(path, {"seed": 0, "epochs": epochs, "pacing": pacing})
     page, _ = make_pages(results, tmp_path / "docs")
-    section = page[page.index("## Pre-training") :]
+    section = page[page.index("## Pre-training") : page.index("## One labeled scan")]
     assert "| 16 | 3 of 3 | 0.830 | 0.010 |" in line_of(section, f"| `{CONTROL}`, from SP-Con, linear")
     sentence = line_of(section, f"- `{CONTROL}`, from SP-Con, linear")
     assert "beats the control with 32 labeled rows by more than the spread (+0.030" in sentence

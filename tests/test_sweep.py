@@ -417,7 +417,7 @@ def sweep(capsys, file: Path, *words: str, code: int = 0) -> str:
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ("trainer: nnUNetTrainerSupervised, configuration: 2d", "did you mean 'nnUNetTrainerSupervisedControl'?"),
+        ("trainer: nnUNetTrainerSupervisedContrl, configuration: 2d", "did you mean 'nnUNetTrainerSupervisedControl'?"),
         (f"trainer: {CONTROL}, configuration: 2d_shrt", "no configuration '2d_shrt' in nnUNetPlans.json"),
         (f"trainer: {CONTROL}, configuration: 2d, folds: 3", "there is no fold 3 in"),
         (f"trainer: {CONTROL}, configuration: 2d, set: {{num_epoch: 3}}", "did you mean 'num_epochs'?"),
