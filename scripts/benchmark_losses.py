@@ -8,7 +8,6 @@ beyond what it holds before its first step. The matrix and pytorch-metric-learni
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -131,9 +130,15 @@ def print_memory(name: str, n: int, dimension: int, device: str) -> None:
         loss(z, labels).backward()
         print((torch.cuda.max_memory_allocated() - before) / MIB)
         return
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kib()
     loss(z, labels).backward()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10)
+    print((_peak_kib() - before) / 2**10)
+
+
+def _peak_kib() -> int:
+    """Return the largest resident set of this process so far; ru_maxrss would begin with that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
 
 
 def errors(n: int, dimension: int, device: str) -> dict[str, float]:
