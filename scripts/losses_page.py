@@ -48,6 +48,7 @@ def _tables(content: dict[str, Any], name: str) -> str:
     ]
     variables = [f"{key}={value}" for key, value in content["environment"].items()]
     command = COMMAND.replace(LOSSES, name)
+    again = f" (memory measured again with {content['memory_commit']})" if "memory_commit" in content else ""
     checked = ", ".join(f"{e['loss']:.0e} and {e['gradient']:.0e} (D = {e['d']})" for e in content["errors"])
     return "\n\n".join(
         [
@@ -62,8 +63,8 @@ def _tables(content: dict[str, Any], name: str) -> str:
             f"Against a float64 matrix at N = {content['checked_n']}, the float32 loss and its gradient are off by "
             f"{checked}, relative to the largest entry.",
             f"{content['device_name']}, {content['cpu_count']} processors, {content['threads']} torch thread(s); "
-            f"torch {content['versions']['torch']}; {content['date'][:10]}, commit {content['commit']}, load average "
-            f"{content['load_average']} before it started; made by `{' '.join([*variables, command])}`.",
+            f"torch {content['versions']['torch']}; {content['date'][:10]}, commit {content['commit']}{again}, load "
+            f"average {content['load_average']} before it started; made by `{' '.join([*variables, command])}`.",
         ]
     )
 
