@@ -55,6 +55,7 @@ TABLE = {
         ours={
             "methods.base",
             "methods.local_term",
+            "methods.negatives",
             "methods.meta_contrast",
             "losses",
             "networks",

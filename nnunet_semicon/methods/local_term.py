@@ -16,7 +16,9 @@ from nnunet_semicon.configuration.rules import Derived, Facts, pixel_contrast
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE
 from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
+from nnunet_semicon.losses.pairs import Pairs
 from nnunet_semicon.methods.base import BuildContext, Needs
+from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.taps import decoder_tap
 
 HIDDEN = 256  # channels between the two layers of a head (Hu's code)
@@ -103,6 +105,8 @@ class LocalTerm(nn.Module):
         self.levels = levels_of(config)
         channels = [build.tap_channels[decoder_tap(level)] for level in self.levels]
         self.heads = nn.ModuleList(_head(config, width) for width in channels)
+        remedy = "look whether the labeled scans of the fold have foreground, or take a smaller stride or larger blocks"
+        self.negatives = NegativesWatch({f"level {level} of the decoder": remedy for level in self.levels})
 
     def forward(self, features: Mapping[str, Tensor], classes: Tensor) -> Tensor:
         """Return the weighted sum over levels, ().
@@ -114,9 +118,11 @@ class LocalTerm(nn.Module):
         """
         config = self.config
         total = classes.new_zeros((), dtype=next(self.heads.parameters()).dtype)
-        for level, head in zip(self.levels, self.heads, strict=True):
+        for index, (level, head) in enumerate(zip(self.levels, self.heads, strict=True)):
             maps = features[decoder_tap(level)]
             vectors, labels = pixel_sets(maps, _resized(classes, maps.shape[2:]), self.sampling, self.size)
+            if self.training:
+                self.negatives.count(index, Pairs(labels, labels >= (0 if config.background_anchors else 1)))
             loss = local_contrast(
                 head(vectors),
                 labels,

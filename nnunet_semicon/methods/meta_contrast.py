@@ -21,17 +21,17 @@ from nnunet_semicon.configuration.rules import SET, Derived, Facts, gamma_range,
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE, pair_losses, supervised_contrast
 from nnunet_semicon.losses.embedding_quality import alignment, uniformity
-from nnunet_semicon.losses.pairs import OTHER, Pairs, has_negatives, masks, pairs_by_label
+from nnunet_semicon.losses.pairs import OTHER, Pairs, masks, pairs_by_label
 from nnunet_semicon.losses.schedules import power_schedule
 from nnunet_semicon.losses.self_paced import SelfPaced, self_paced_contrasts, self_paced_weights, weight_quartiles
 from nnunet_semicon.losses.streaming import Mode
 from nnunet_semicon.methods.base import BuildContext, Needs
+from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.ema import EmaTeacher
 from nnunet_semicon.networks.heads import Projectors
 from nnunet_semicon.networks.queue import EmbeddingQueue
 from nnunet_semicon.networks.taps import encoder_tap
 
-PATIENCE = 50  # steps without a negative pair before the run stops: contrast without negatives teaches nothing
 VIEWS = 2  # of every image
 SELF = "self"
 
@@ -138,7 +138,6 @@ class MetaContrast(nn.Module):
     """
 
     queues: Any  # nn.ModuleList of EmbeddingQueue, one per label
-    steps_without_negatives: Tensor
 
     def __init__(self, config: ContrastConfig, build: BuildContext) -> None:
         super().__init__()
@@ -167,7 +166,8 @@ class MetaContrast(nn.Module):
         self.has_queue = size > 0
         self.teacher_heads = EmaTeacher(self.heads) if self.has_queue else None
         self.queues = nn.ModuleList(EmbeddingQueue(size, config.projection_dim) for _ in self.labels)
-        self.register_buffer("steps_without_negatives", torch.zeros(len(self.labels), dtype=torch.int64))
+        remedy = "raise batch_size or queue_size, or leave it out with `semicon configure ... --set lambda.{}=0`"
+        self.negatives = NegativesWatch({f"meta-label '{k}'": remedy.format(k) for k in self.labels})
 
     def forward(self, features: Tensor, meta: Mapping[str, Tensor], fraction: float) -> Contrast:
         """Contrast the images of all ranks.
@@ -191,7 +191,7 @@ class MetaContrast(nn.Module):
             pairs = [pairs_by_label(own.repeat(VIEWS), q.labels) for own, q in zip(labels, queues, strict=True)]
             paced = self_paced_contrasts(candidates, pairs, self.config.temperature, gamma, self.mode)
             for k, own_pairs, term in zip(names, pairs, paced, strict=True):
-                self._count_missing_negatives(self.labels.index(k), own_pairs)
+                self.negatives.count(self.labels.index(k), own_pairs)
                 total = total + self.weights[k] * _readable(term)
                 scalars |= self._curves(k, candidates, own_pairs, term, gamma)
         return Contrast(total, scalars)
@@ -277,26 +277,6 @@ class MetaContrast(nn.Module):
             # to the images of a later step, all that are in the queue are others
             labels = queue.labels.new_full((len(gathered),), OTHER) if k == SELF else self.gather(meta[k])
             queue.push(gathered, labels)
-
-    def stop_without_negatives(self, step: int) -> None:
-        """Look every 50 steps whether a label has had nothing to contrast.
-
-        Raises:
-            UserError: names the label.
-        """
-        if step % PATIENCE != PATIENCE - 1:
-            return
-        for k, steps in zip(self.labels, self.steps_without_negatives.tolist(), strict=True):
-            if steps >= PATIENCE:
-                raise UserError(
-                    f"the contrastive term of meta-label '{k}' has had no negative pair for {steps} steps, so it "
-                    f"teaches nothing: raise batch_size or queue_size, or leave it out with "
-                    f"`semicon configure ... --set lambda.{k}=0`"
-                )
-
-    def _count_missing_negatives(self, index: int, pairs: Pairs) -> None:
-        missing = ~has_negatives(pairs)
-        self.steps_without_negatives[index] = (self.steps_without_negatives[index] + 1) * missing
 
 
 def _unless_set(value: Any, derived: Derived) -> Derived:

@@ -123,7 +123,7 @@ class SPCon(Method):
             self.teacher.update(student_module, decay)
         if self.contrast.has_queue:
             self.contrast.remember(output.carry["teacher_features"], batch.meta_of_unlabeled, decay)
-        self.contrast.stop_without_negatives(progress.step)
+        self.contrast.negatives.stop_if_none(progress.step)
 
     def snapshot(
         self, features: Mapping[str, Tensor], meta: Mapping[str, Tensor], fraction: float

@@ -117,7 +117,7 @@ class SPConPretrain(PretrainMethod):
             self.teacher.update(student_module.encoder, decay)
             features = self.teacher(batch.image)[stage_of(self.contrast.tap)]
             self.contrast.remember(features, batch.meta, decay)
-        self.contrast.stop_without_negatives(progress.step)
+        self.contrast.negatives.stop_if_none(progress.step)
 
     def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Plain contrast (``loss``), alignment and uniformity of every meta-label on validation images."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import Derived, Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
+from nnunet_semicon.losses.pseudo_label import confident_prediction
 from nnunet_semicon.losses.schedules import ema_decay
 from nnunet_semicon.methods.base import (
     BuildContext,
@@ -99,19 +100,15 @@ class SupervisedLocal(Method):
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
     ) -> None:
-        """Move the teacher."""
+        """Move the teacher; stop a run whose contrast has had no negatives for long."""
+        self.local.negatives.stop_if_none(progress.step)
         if self.teacher is not None:
             self.teacher.update(student_module, ema_decay(progress.step, self.config.ema_decay))
 
     def _pseudo_labels(self, images: Tensor) -> Tensor:
         """Classes the teacher is confident of, -1 elsewhere; (B, C, *S) -> (B, *S)."""
         assert self.teacher is not None
-        logits = finest(self.teacher(images))
-        if self.has_regions:
-            probabilities = torch.sigmoid(logits.float())
-            confident = (torch.maximum(probabilities, 1 - probabilities) >= self.config.confidence).all(dim=1)
-            classes = pixel_classes(probabilities > 0.5, True, None)
-        else:
-            probability, classes = torch.softmax(logits.float(), dim=1).max(dim=1)
-            confident = probability >= self.config.confidence
-        return classes.masked_fill(~confident, -1)
+        prediction, confident = confident_prediction(
+            finest(self.teacher(images)), self.config.confidence, self.has_regions
+        )
+        return pixel_classes(prediction, self.has_regions, None).masked_fill(~confident, -1)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import Derived, Facts
@@ -74,6 +74,12 @@ class SupervisedLocalPretrain(PretrainMethod):
         logits, local = self._contrast(student, batch)
         # DDP wants every parameter of the network in the graph, those of the segmentation layers too
         return StepOutput(local + 0.0 * sum(scale.float().mean() for scale in logits), {"local": local.detach()})
+
+    def after_step(
+        self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
+    ) -> None:
+        """Stop a run whose contrast has had no negatives for long."""
+        self.local.negatives.stop_if_none(progress.step)
 
     def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Return the contrast (``loss``) of validation images."""

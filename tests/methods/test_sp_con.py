@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_semicon.methods.meta_contrast import PATIENCE
+from nnunet_semicon.methods.negatives import PATIENCE
 from nnunet_semicon.networks.taps import BOTTLENECK
 from tests.harness import capture_gradients, configure, make_trainer, started, step, without_supervision
 

@@ -12,6 +12,8 @@ from nnunet_semicon.configuration.cost import NetworkCost, network_cost
 from nnunet_semicon.configuration.rules import pixel_contrast
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
+from nnunet_semicon.losses.schedules import ema_decay
+from nnunet_semicon.methods.negatives import PATIENCE
 from nnunet_semicon.methods.supervised_local_pretrain import other_intensities
 from nnunet_semicon.networks.taps import FeatureTaps, decoder_tap
 from nnunet_semicon.sweep.file import read_sweep
@@ -121,12 +123,33 @@ def test_with_pseudo_labels_unlabeled_images_reach_the_student_and_nothing_the_t
         without_supervision(trainer, monkeypatch)
         batch = next(trainer.dataloader_train)
         batch["views"] = batch["views"] + change * torch.linspace(-1, 1, batch["views"].shape[-1])
-        before = [p.clone() for p in trainer.method.teacher.parameters()]
+        teacher = trainer.method.teacher
+        for own, student in zip(teacher.parameters(), trainer.plain_network.parameters(), strict=True):
+            assert torch.equal(own, student)
+        seen, predict = [], teacher.forward
+        monkeypatch.setattr(teacher, "forward", lambda images, p=predict, s=seen: s.append(images) or p(images))
         losses.append(float(step(trainer, batch)["loss"]))
-        assert all(p.grad is None for p in trainer.method.teacher.parameters())
+        assert torch.equal(seen[0], batch["image"][batch["n_labeled"] :])  # the weak view
+        assert all(p.grad is None for p in teacher.parameters())
         step(trainer)
-        assert any(not torch.equal(a, b) for a, b in zip(before, trainer.method.teacher.parameters(), strict=True))
+        before = [p.clone() for p in teacher.parameters()]
+        step(trainer)
+        decay = ema_decay(2, 0.99)
+        for old, new, student in zip(before, teacher.parameters(), trainer.plain_network.parameters(), strict=True):
+            torch.testing.assert_close(new, decay * old + (1 - decay) * student)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("name", [JOINT, STAGE])
+def test_a_run_that_never_has_anything_to_contrast_stops_with_one_sentence(training, name):
+    trainer = started(name, "2d_short")
+    trainer.num_iterations_per_epoch = 4 * PATIENCE
+    batch = next(trainer.dataloader_train)
+    batch["target"] = [torch.zeros_like(scale) for scale in batch["target"]]
+    for _ in range(PATIENCE - 1):
+        step(trainer, batch)
+    with pytest.raises(SystemExit, match="level 0 of the decoder has had no negative pair for 50 steps"):
+        step(trainer, batch)
 
 
 def test_the_stage_trains_encoder_and_decoder_with_adam_and_segments_nothing(training):
