@@ -13,19 +13,26 @@ PREFIX = "nnUNetTrainer"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """What a training starts from: the encoder, trained without labels. One per seed serves every row that names it.
+    """What a training starts from. One per seed serves every row that names it.
 
     Attributes:
         trainer: name for ``-tr``.
         variant: what it changes, as part of the configuration's name; empty: nothing.
         changes: what it changes, for ``semicon configure --set``.
         words: its name in a table.
+        batch_size: rows of a step.
+        labeled: it sees the labeled scans of the fold alone; otherwise all images, without labels, which are the same
+            in every fold.
+        start: whose weights it starts from itself; None: from scratch.
     """
 
     trainer: str
     variant: str = ""
     changes: tuple[str, ...] = ()
     words: str = ""
+    batch_size: int = BATCH_SIZE
+    labeled: bool = False
+    start: "Pretraining | None" = None
 
     @property
     def name(self) -> str:
@@ -35,7 +42,7 @@ class Pretraining:
     @property
     def settings(self) -> tuple[str, ...]:
         """What ``semicon configure --set`` gets."""
-        return (f"batch_size={BATCH_SIZE}", *LENGTH, *self.changes)
+        return (f"batch_size={self.batch_size}", *LENGTH, *self.changes)
 
 
 @dataclass(frozen=True)
@@ -95,11 +102,11 @@ class Cell:
     @property
     def start(self) -> "Cell | None":
         """The pre-training of the same seed that it starts from."""
-        start = self.row.start if isinstance(self.row, Row) else None
-        return None if start is None else Cell(start, self.parent, self.seed)
+        return None if self.row.start is None else Cell(self.row.start, self.parent, self.seed)
 
 
 CONTROL, MEAN_TEACHER, SPCON = (f"{PREFIX}{name}" for name in ("SupervisedControl", "MeanTeacher", "SPCon"))
+SIMCLR_PRETRAIN, LOCAL = f"{PREFIX}SimCLRPretrain", f"{PREFIX}SupervisedLocal"
 
 # what the user would have run, and the same number of labeled images as the methods get
 CONTROLS = (Row(CONTROL, BATCH_SIZE), Row(CONTROL, LABELED_PER_STEP))
@@ -116,8 +123,8 @@ VARIANTS = (
 # pre-training, then the second control; the paper's variants
 SP_CON_PRETRAIN = Pretraining(f"{SPCON}Pretrain", words="SP-Con, linear")
 PRETRAININGS = (
-    Pretraining(f"{PREFIX}SimCLRPretrain", words="SimCLR"),
-    Pretraining(f"{PREFIX}SimCLRPretrain", "linear", ("regularizer=linear",), "SimCLR, self-paced"),
+    Pretraining(SIMCLR_PRETRAIN, words="SimCLR"),
+    Pretraining(SIMCLR_PRETRAIN, "linear", ("regularizer=linear",), "SimCLR, self-paced"),
     Pretraining(f"{PREFIX}MetaContrastPretrain", words="meta-label contrast"),
     Pretraining(f"{SPCON}Pretrain", "hard", ("regularizer=hard",), "SP-Con, hard"),
 )
@@ -128,5 +135,36 @@ JOINT = (
     Row(SPCON, LABELED_PER_STEP, start=SP_CON_PRETRAIN),
 )
 
-# in the order in which they are run: what a table cannot do without first
-GROUPS: tuple[Sequence[Row], ...] = (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT)
+# supervised local contrast: the stages of Hu et al. and their Table 1, then the joint trainer
+LOCAL_BATCH = 8  # 4 labeled images in two views, as in the authors' code
+GLOBAL = Pretraining(
+    SIMCLR_PRETRAIN, "hu", ("optimizer=adam", "learning_rate=0.0001", "temperature=0.5"), words="global"
+)
+SAMPLINGS = {"exact": (), "stride": ("stride=4",), "block": ()}
+
+
+def _local(sampling: str, start: Pretraining | None = None, form: str = "supcon") -> Row:
+    """Return the fine-tuning after the local stage, with or without the global one before it."""
+    variant = "_".join(["global"] * (start is not None) + [sampling] + [form] * (form != "supcon"))
+    words = f"{'global + ' if start else ''}local ({sampling}{', eq. 2' if form == 'hu_eq2' else ''})"
+    changes = (f"sampling={sampling}", *SAMPLINGS[sampling], *[f"form={form}"] * (form != "supcon"))
+    stage = Pretraining(f"{LOCAL}Pretrain", variant, changes, words, LOCAL_BATCH, labeled=True, start=start)
+    return Row(CONTROL, LABELED_PER_STEP, start=stage)
+
+
+LOCAL_FOLDS = {3: 9, 4: 18, 5: 35}  # fold -> labeled scans: 5, 10 and 20 % of 175
+LOCAL_EXACT = _local("exact")
+LOCAL_OTHERS = (
+    Row(CONTROL, LABELED_PER_STEP, start=GLOBAL),
+    *(_local(sampling) for sampling in ("stride", "block")),
+    *(_local(sampling, GLOBAL) for sampling in SAMPLINGS),
+    _local("exact", form="hu_eq2"),
+)
+LOCAL_JOINT = Row(LOCAL, LABELED_PER_STEP)
+LOCAL_ROWS = (*CONTROLS, LOCAL_EXACT, LOCAL_JOINT, *LOCAL_OTHERS)
+
+# table -> its rows, in the order in which they are run: what the table cannot do without first
+TABLES: dict[str, tuple[Sequence[Row], ...]] = {
+    "sp_con": (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT),
+    "supervised_local": ((*CONTROLS, LOCAL_EXACT, LOCAL_JOINT), LOCAL_OTHERS),
+}

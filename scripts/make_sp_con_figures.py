@@ -1,18 +1,9 @@
-"""Draws the figures of docs/methods/sp_con.md into docs/figures.
-
-    python scripts/make_sp_con_figures.py
-    python scripts/make_sp_con_figures.py --images imagesTr --labels labelsTr --predictions Control=DIR SP-Con=DIR
-
-The second form also draws predictions beside each other (the paper's Fig. 7); folders hold ``<case>.nii.gz``, as in
-``fold_X/validation``.
-"""
+"""Draws the figures of docs/methods/sp_con.md into docs/figures: weights and schedules."""
 
 import argparse
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import SimpleITK
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -25,7 +16,6 @@ from nnunet_semicon.training.schedule import WarmupCosine
 
 FOLDER = REPOSITORY / "docs" / "figures"
 PAPER = {"candidates": 59, "temperature": 0.07}  # 30 images in two views
-CASES = 4
 
 
 def weights(folder: Path) -> None:
@@ -73,50 +63,13 @@ def schedules(folder: Path) -> None:
     FigureCanvasAgg(figure).print_png(str(folder / "schedules.png"))
 
 
-def predictions(folder: Path, images: Path, labels: Path, predicted: Mapping[str, Path]) -> None:
-    """Draw image, reference and predictions of a few cases, each in the slice with the most labeled pixels.
-
-    The cases are chosen by their names alone, evenly among those that all folders have.
-    """
-    names = set.intersection(*({path.name for path in place.glob("*.nii.gz")} for place in predicted.values()))
-    ordered = sorted(names)
-    cases = [ordered[i] for i in np.linspace(0, len(ordered) - 1, CASES).round().astype(int)]
-    titles = ["image", "reference", *predicted]
-    figure = Figure(figsize=(1.9 * len(titles), 1.9 * CASES + 0.3), dpi=110, facecolor="white")
-    figure.set_layout_engine("constrained")
-    for row, name in zip(figure.subplots(CASES, len(titles), squeeze=False), cases, strict=True):
-        reference = _array(labels / name)
-        index = int((reference > 0).sum(axis=(1, 2)).argmax())
-        image = _array(images / name.replace(".nii.gz", "_0000.nii.gz"))[index]
-        shown = [None, reference, *(_array(place / name) for place in predicted.values())]
-        for axis, title, segmentation in zip(row, titles, shown, strict=True):
-            axis.imshow(image, cmap="gray")
-            if segmentation is not None:
-                masked = np.ma.masked_equal(segmentation[index], 0)
-                axis.imshow(masked, cmap="Set1", vmin=1, vmax=9, alpha=0.55, interpolation="nearest")
-            if name == cases[0]:
-                axis.set_title(title, fontsize=9)
-            axis.set_axis_off()
-    FigureCanvasAgg(figure).print_png(str(folder / "hippocampus_predictions.png"))
-
-
-def _array(path: Path) -> np.ndarray:
-    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path)))
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
-    parser.add_argument("--images", type=Path)
-    parser.add_argument("--labels", type=Path)
-    parser.add_argument("--predictions", nargs="+", default=[], metavar="TITLE=DIR")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     weights(args.out)
     schedules(args.out)
-    if args.predictions:
-        predicted = {title: Path(place) for title, _, place in (word.partition("=") for word in args.predictions)}
-        predictions(args.out, args.images, args.labels, predicted)
     return 0
 
 

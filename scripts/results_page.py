@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from hippocampus_rows import (
@@ -14,6 +12,8 @@ from hippocampus_rows import (
     FOLD,
     JOINT,
     LABELED_PER_STEP,
+    LOCAL_FOLDS,
+    LOCAL_ROWS,
     METHODS,
     OTHERS_FINE_TUNED,
     PRETRAININGS,
@@ -23,97 +23,22 @@ from hippocampus_rows import (
     SP_CON_PRETRAIN,
     VARIANTS,
     Cell,
-    Row,
 )
-from performance_page import BENCHMARK, BENCHMARK_COMMAND
+from performance_page import BENCHMARK
+from result_tables import quality, read_rows, runs_made, section, verdicts, what_is_missing
 from run_acdc_labels import FILE as ACDC_LABELS
 from tables import NOT_RUN, NOTICE, PAGES_COMMAND, markdown_table, number
 
 from nnunet_semicon.configuration.rules import GAMMA_START
-from nnunet_semicon.errors import UserError
-from nnunet_semicon.evaluation.compare import Method, compare
-from nnunet_semicon.evaluation.comparison_tables import describe, differences_markdown, how, means_markdown
-from nnunet_semicon.evaluation.runs import run_of
 
 VISIBLE = 0.01  # a difference of pair losses that is more than the noise of an epoch
 CELLS = f"hippocampus_fold{FOLD}"
-CELLS_COMMAND = f"python scripts/run_hippocampus.py -d 004 -c 2d --fold {FOLD}"
-ONE_LABEL, ALL_LABELS = 0, 6  # folds
-DRAW = """semicon split -d 004 --labeled 4 --seed 1 --force    # seeds 1, 2 and 3; a backup of the present split is kept
-python scripts/run_hippocampus.py -d 004 -c 2d --fold 0 --out docs/results/hippocampus_draw1"""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The runs of one row of the table, in the order of their seeds."""
-
-    row: Row
-    runs: list[dict[str, Any]]
-
-    @property
-    def dice(self) -> list[float]:
-        """Mean Dice of each run, as ``nnUNetv2_evaluate_folder`` gives it for the predictions."""
-        return [run["foreground_mean"]["Dice"] for run in self.runs]
-
-    @property
-    def method(self) -> Method:
-        """The runs as ``semicon compare`` takes them."""
-        return Method(
-            plain_title(self.row), tuple(run_of({"": r}, r["configuration"], r["trainer"]) for r in self.runs)
-        )
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation over the seeds; None with fewer than two."""
-        return stdev(self.dice) if len(self.runs) > 1 else None
-
-
-def title(row: Row) -> str:
-    """Name of a row in the table; both controls are marked."""
-    if row in CONTROLS:
-        return f"**{plain_title(row)}** (`{row.trainer}`)"
-    return f"`{row.trainer}`{_particulars(row)}"
-
-
-def plain_title(row: Row) -> str:
-    """Name of a row in a comparison."""
-    is_control = row.trainer == CONTROLS[0].trainer
-    name = f"control, {row.labeled} labeled rows" if is_control else row.trainer.removeprefix("nnUNetTrainer")
-    return name + _particulars(row)
-
-
-def _particulars(row: Row) -> str:
-    return (f", {row.words}" if row.words else "") + (f", from {row.start.words}" if row.start else "")
-
-
-def read_rows(folder: Path, rows: Sequence[Row]) -> list[Measured]:
-    """Return the runs of the given rows.
-
-    Raises:
-        UserError: two runs were not made under the same protocol.
-    """
-    found = []
-    for row in rows:
-        files = [folder / f"{Cell(row, '2d', seed).name}.json" for seed in SEEDS]
-        found.append(Measured(row, [json.loads(file.read_text()) for file in files if file.is_file()]))
-    _check_same_protocol([run for measured in found for run in measured.runs], folder)
-    return found
-
-
-def _check_same_protocol(runs: Sequence[dict[str, Any]], folder: Path) -> None:
-    seen: dict[str, tuple[Any, str]] = {}
-    for run in runs:
-        file = f"{run['trainer']}__{run['configuration']}.json"
-        facts = {key: run[key] for key in ("dataset", "fold", "iterations", "device")} | run["cases"]
-        if run["trainer"] == CONTROLS[0].trainer:
-            del facts["unlabeled"]  # it uses none
-        for key, value in facts.items():
-            first, first_file = seen.setdefault(key, (value, file))
-            if value != first:
-                raise UserError(
-                    f"{folder} holds runs that cannot stand in one table: '{key}' is {value} in {file} and {first} in "
-                    f"{first_file}; run one of them again"
-                )
+RUN = "python scripts/run_hippocampus.py -d 004 -c 2d"
+CELLS_COMMAND = f"{RUN} --fold {FOLD}"
+OTHER_LABELS = {0: "One labeled scan", 6: "All 175 labeled scans"}  # fold -> words
+PRETRAINED = (*OTHERS_FINE_TUNED, FINE_TUNED, JOINT[0], SP_CON, JOINT[1])
+DRAW = f"""semicon split -d 004 --labeled 4 --seed 1 --force  # seeds 1, 2 and 3; a backup of the present split is kept
+{RUN} --fold 0 --out docs/results/hippocampus_draw1"""
 
 
 def results_page(results: Path) -> str:
@@ -129,7 +54,7 @@ def results_page(results: Path) -> str:
         f"## Hippocampus, fold {FOLD}, 2d, standard small budget",
         protocol(runs),
         runs_made(rows, benchmark),
-        what_is_missing(rows, benchmark),
+        what_is_missing(rows, benchmark, CELLS_COMMAND),
         "### Does it beat the controls?",
         verdicts(rows, METHODS),
         *quality(rows, CONTROLS),
@@ -140,15 +65,15 @@ def results_page(results: Path) -> str:
         "## Which meta-label does it? SP-Con, Hippocampus, fold 2",
         "The protocol of the table above; the first row is its last one, with position and patient.",
         runs_made(labels, benchmark),
-        what_is_missing(labels, benchmark),
+        what_is_missing(labels, benchmark, CELLS_COMMAND),
         *quality(labels, (SP_CON,)),
         *pretraining(results / CELLS, benchmark),
-        *other_labels(results, ONE_LABEL, "One labeled scan", benchmark),
-        *other_labels(results, ALL_LABELS, "All 175 labeled scans", benchmark),
+        *other_labels(results, benchmark),
         "## Three draws of the 4 labeled scans (SP-Con's Table 3)",
         f"{NOT_RUN}; one draw is made by:\n\n```bash\n{DRAW}\n```",
         "## Position, patient and phase: SP-Con's pre-training on ACDC at half resolution",
         acdc_labels(results / ACDC_LABELS),
+        *local_contrast(results, benchmark),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -176,108 +101,9 @@ spreads. Step time and peak memory are those of [performance.md](performance.md)
 {BATCH_SIZE} labeled rows."""
 
 
-def runs_made(rows: Sequence[Measured], benchmark: dict[str, Any] | None) -> str:
-    """Return the table of what was run and what it costs."""
-    header = ["", "labeled per step", "seeds run", "mean Dice", "spread", "step time", "memory"]
-    lines = [
-        [
-            title(measured.row),
-            str(measured.row.labeled),
-            f"{len(measured.runs)} of {len(SEEDS)}" if measured.runs else NOT_RUN,
-            number(mean(measured.dice)) if measured.runs else NOT_RUN,
-            NOT_RUN if measured.spread is None else number(measured.spread),
-            *relative_cost(measured.row, benchmark),
-        ]
-        for measured in rows
-    ]
-    return markdown_table(header, lines)
-
-
-def quality(rows: Sequence[Measured], baselines: Sequence[Row]) -> list[str]:
-    """Return what ``semicon compare`` says: all means, and everything else against each of the baselines."""
-    methods = [measured.method for measured in rows if measured.runs]
-    known = [measured.method for measured in rows if measured.runs and measured.row in baselines]
-    if not known or len(methods) < 2:
-        return []
-    comparisons = []
-    for baseline in known:
-        others = [m for m in methods if m.name != baseline.name and (m not in known or baseline is known[0])]
-        if others:
-            comparisons.append(compare([baseline, *others]))
-    parts = [describe(comparisons[0]), means_markdown(comparisons[0])]
-    for comparison in comparisons:
-        parts += [differences_markdown(comparison), how(comparison)]
-    return parts
-
-
-def relative_cost(row: Row, benchmark: dict[str, Any] | None) -> tuple[str, str]:
-    """Return step time and peak memory relative to the control that has all rows."""
-    own, control = (_benchmarked(r, benchmark) for r in (row, CONTROLS[0]))
-    if own is None or control is None:
-        return NOT_RUN, NOT_RUN
-    return (
-        f"{own['step_seconds']['median'] / control['step_seconds']['median']:.2f}x",
-        f"{own['peak_memory_mib'] / control['peak_memory_mib']:.2f}x",
-    )
-
-
-def _benchmarked(row: Row, benchmark: dict[str, Any] | None) -> dict[str, Any] | None:
-    for entry in benchmark["rows"] if benchmark else []:
-        if (entry["trainer"], entry["labeled_rows"]) == (row.trainer, row.labeled):
-            return entry
-    return None
-
-
-def verdicts(rows: Sequence[Measured], methods: Sequence[Row]) -> str:
-    """Say for every method whether it beats each control by more than the spread."""
-    by_row = {measured.row: measured for measured in rows}
-    paragraphs = []
-    for method in methods:
-        sentences, wins = [], []
-        for control in CONTROLS:
-            sentence, wins_here = verdict(by_row[method], by_row[control])
-            sentences.append(sentence)
-            wins.append(wins_here)
-        closing = " It beats only the second control." if wins == [False, True] else ""
-        paragraphs.append(f"- {title(method)} {'; it '.join(sentences)}.{closing}")
-    return "\n".join(paragraphs)
-
-
-def verdict(method: Measured, control: Measured) -> tuple[str, bool]:
-    """Return what the difference in mean Dice amounts to, in words, and whether it is a win."""
-    against = f"the control with {control.row.labeled} labeled rows"
-    if method.spread is None or control.spread is None:
-        return f"cannot be compared with {against} yet (fewer than two seeds of one of them are run)", False
-    difference = mean(method.dice) - mean(control.dice)
-    spread = max(method.spread, control.spread)
-    seeds = f"n = {len(method.runs)} and {len(control.runs)}"
-    numbers = f"{difference:+.3f}, spread {number(spread)}, {seeds}"
-    if difference > spread:
-        return f"beats {against} by more than the spread ({numbers})", True
-    if difference < -spread:
-        return f"is worse than {against} by more than the spread ({numbers})", False
-    return f"does not differ from {against} by more than the spread ({numbers})", False
-
-
-def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None, command: str = CELLS_COMMAND) -> str:
-    """Say which cells are not run, and with which commands they are filled."""
-    absent = sum(len(SEEDS) - len(measured.runs) for measured in rows)
-    total = len(rows) * len(SEEDS)
-    unmeasured = any(_benchmarked(measured.row, benchmark) is None for measured in rows)
-    if not absent and not unmeasured:
-        return f"All {total} runs of this table are made."
-    commands = [command] if absent else []
-    if unmeasured:
-        commands.append(BENCHMARK_COMMAND)
-    missing = f"{absent} of {total} runs of this table are not made." if absent else f"All {total} runs are made."
-    block = "\n".join([*commands, PAGES_COMMAND])
-    return f"{missing} What is missing is filled by:\n\n```bash\n{block}\n```"
-
-
 def pretraining(folder: Path, benchmark: dict[str, Any] | None) -> list[str]:
     """Return what pre-training brings, the paper's variants of it, and what the embeddings looked like."""
-    methods = (*OTHERS_FINE_TUNED, FINE_TUNED, JOINT[0], SP_CON, JOINT[1])
-    rows = read_rows(folder, (*CONTROLS, *methods))
+    rows = read_rows(folder, (*CONTROLS, *PRETRAINED))
     return [
         f"## Pre-training without labels, then fine-tuning: Hippocampus, fold {FOLD}",
         "The protocol of the first table, and its controls. A row from a pre-training starts with the weights of its "
@@ -285,29 +111,44 @@ def pretraining(folder: Path, benchmark: dict[str, Any] | None) -> list[str]:
         "seed; step time and memory are those of the fine-tuning. Rows of `nnUNetTrainerSPCon` train both "
         "losses jointly.",
         runs_made(rows, benchmark),
-        what_is_missing(rows, benchmark),
+        what_is_missing(rows, benchmark, CELLS_COMMAND),
         "### Does pre-training beat the controls?",
-        verdicts(rows, [measured.row for measured in rows if measured.runs and measured.row in methods]),
+        verdicts(rows, [measured.row for measured in rows if measured.runs and measured.row in PRETRAINED]),
         *quality(rows, CONTROLS),
         "### What the pre-training learned",
         embeddings(folder),
     ]
 
 
-def other_labels(results: Path, fold: int, words: str, benchmark: dict[str, Any] | None) -> list[str]:
+def other_labels(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
     """Return the rows of the pre-training's table with other labeled scans, from the same pre-trainings."""
-    methods = (*OTHERS_FINE_TUNED, FINE_TUNED, JOINT[0], SP_CON, JOINT[1])
-    rows = read_rows(results / f"hippocampus_fold{fold}", (*CONTROLS, *methods))
-    run = [measured.row for measured in rows if measured.runs and measured.row in methods]
-    command = f"python scripts/run_hippocampus.py -d 004 -c 2d --fold {fold} --pretraining-fold {FOLD}"
-    return [
-        f"## {words}: Hippocampus, fold {fold}",
-        "The protocol of the first table with other labeled scans; the pre-trainings are those of the table before.",
-        runs_made(rows, benchmark),
-        what_is_missing(rows, benchmark, command),
-        *([verdicts(rows, run)] if run else []),
-        *quality(rows, CONTROLS),
+    parts = []
+    for fold, words in OTHER_LABELS.items():
+        command = f"{RUN} --fold {fold} --pretraining-fold {FOLD}"
+        parts += [
+            f"## {words}: Hippocampus, fold {fold}",
+            "The protocol of the first table with other labeled scans; the pre-trainings are those made there.",
+            *section(results / f"hippocampus_fold{fold}", (*CONTROLS, *PRETRAINED), command, benchmark),
+        ]
+    return parts
+
+
+def local_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
+    """Return the tables of the supervised local contrast."""
+    parts = [
+        "## Supervised local contrast: Hippocampus, more labeled scans",
+        "The stages of [its page](methods/supervised_local.md), fine-tuned by the second control, and the trainer that "
+        "joins the contrast to the segmentation loss. Protocol and controls are those of the first table. Global: the "
+        "encoder sees all images, without labels. Local: encoder and decoder see the labeled ones, 4 per step in two "
+        "views, as in the authors' code, and for as many iterations.",
     ]
+    for fold, labeled in LOCAL_FOLDS.items():
+        command = f"{RUN} --table supervised_local --fold {fold} --pretraining-fold {FOLD}"
+        parts += [
+            f"### {labeled} of 175 scans labeled: fold {fold}",
+            *section(results / f"hippocampus_fold{fold}", LOCAL_ROWS, command, benchmark),
+        ]
+    return parts
 
 
 def embeddings(folder: Path) -> str:

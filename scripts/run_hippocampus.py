@@ -16,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from hippocampus_rows import FOLD, GROUPS, SEEDS, Cell, Pretraining, Row
+from hippocampus_rows import FOLD, SEEDS, TABLES, Cell, Pretraining, Row
 from provenance import REPOSITORY, provenance, write_json
 
 from nnunet_semicon.errors import UserError
@@ -53,7 +53,8 @@ class Task:
 
     def fold_of(self, cell: Cell) -> int:
         """The fold that a cell trains in."""
-        return self.pretraining_fold if isinstance(cell.row, Pretraining) else self.fold
+        sees_all = isinstance(cell.row, Pretraining) and not cell.row.labeled
+        return self.pretraining_fold if sees_all else self.fold
 
     def results(self, cell: Cell) -> Path:
         """The fold folder that nnU-Net writes."""
@@ -323,6 +324,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="default: %(default)s")
     parser.add_argument(
+        "--table", default=next(iter(TABLES)), choices=TABLES, help="whose rows are run (default: %(default)s)"
+    )
+    parser.add_argument(
         "--only",
         nargs="+",
         default=[""],
@@ -335,9 +339,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def selected(parent: str, seeds: Sequence[int], only: Sequence[str]) -> list[Cell]:
+def selected(parent: str, table: str, seeds: Sequence[int], only: Sequence[str]) -> list[Cell]:
     """Return the wanted cells, group by group, all rows of the first seed first."""
-    cells = [Cell(row, parent, seed) for rows in GROUPS for seed in seeds for row in rows]
+    cells = [Cell(row, parent, seed) for rows in TABLES[table] for seed in seeds for row in rows]
     for text in only:
         if not any(text in cell.name for cell in cells):
             raise UserError(f"--only {text} fits no cell; cells are {', '.join(cell.name for cell in cells)}")
@@ -357,14 +361,12 @@ def execute(args: argparse.Namespace) -> None:
     task = find_task(args)
     cases = validation_cases(task)
     out = args.out or REPOSITORY / "docs" / "results" / results_folder(task.dataset, task.fold)
-    wanted = selected(task.parent, seeds, args.only)
+    wanted = selected(task.parent, args.table, seeds, args.only)
     missing = [cell for cell in wanted if not (out / f"{cell.name}.json").exists()]
     print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them in {out} already")
     if not missing:
         return
-    starts = dict.fromkeys(cell.start for cell in missing if cell.start is not None)
-    untrained = [start for start in starts if not _is_recorded(task, start, out)]
-    cells = in_order(missing, untrained)
+    cells = in_order(missing, lambda start: _is_recorded(task, start, out))
     configure = configure_commands(task, [cell.row for cell in cells], seeds)
     if args.dry_run:
         folder = Path("TEMPORARY")  # links to the validation cases, removed at the end
@@ -404,13 +406,17 @@ def _is_recorded(task: Task, start: Cell, out: Path) -> bool:
     return (task.results(start) / FINAL).is_file() and json_file(task, start, out).is_file()
 
 
-def in_order(cells: Sequence[Cell], untrained: Sequence[Cell]) -> list[Cell]:
+def in_order(cells: Sequence[Cell], is_recorded: Callable[[Cell], bool]) -> list[Cell]:
     """Return the cells, each pre-training that is not there before the first cell that starts from it."""
     order: dict[Cell, None] = {}
-    for cell in cells:
-        if cell.start is not None and cell.start in untrained:
-            order[cell.start] = None
+
+    def add(cell: Cell) -> None:
+        if cell.start is not None and not is_recorded(cell.start):
+            add(cell.start)
         order[cell] = None
+
+    for cell in cells:
+        add(cell)
     return list(order)
 
 

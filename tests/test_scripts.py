@@ -123,13 +123,14 @@ def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
 def test_without_measurements_every_cell_is_not_run(tmp_path):
     page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
     rows = [line for line in page.splitlines() if "not run |" in line]
-    assert len(rows) == 4 + 3 + 3 * 10
+    assert len(rows) == 4 + 3 + 3 * 10 + 3 * 11
     for row in rows:
         assert row.count("not run") == 5
     assert "python scripts/run_acdc_labels.py -d 027" in page
     assert "12 of 12 runs of this table are not made" in page
     assert "beats" not in page.split("performance.md)")[1]
     assert "30 of 30 runs of this table are not made" in page
+    assert page.count("33 of 33 runs of this table are not made") == 3  # 9, 18 and 35 labeled scans
     assert "No benchmark is run yet" in performance
 
 
@@ -333,6 +334,19 @@ def test_a_pretraining_of_another_fold_serves_this_one(prepared, tmp_path):
     assert start == f"nnUNetv2_train 901 2d_short_pretrain_s0 3 -tr {SP_CON}Pretrain -device cpu"
     assert run.split()[3] == "0"
     assert "2d_short_pretrain_s0/fold_3/checkpoint_final.pth" in run
+
+
+def test_a_stage_may_start_from_another(prepared, tmp_path):
+    words = ["--table", "supervised_local", "--only", "_global_exact_s0", "--pretraining-fold", 3]
+    encoder, local, run = (
+        c for c in commands_of(dry_run(prepared, tmp_path, *words)) if c.startswith("nnUNetv2_train")
+    )
+    assert encoder == "nnUNetv2_train 901 2d_short_pretrain_hu_s0 3 -tr nnUNetTrainerSimCLRPretrain -device cpu"
+    stage = "nnUNetTrainerSupervisedLocalPretrain"  # it sees labels, so its fold is that of the table
+    assert local.startswith(f"nnUNetv2_train 901 2d_short_pretrain_global_exact_s0 0 -tr {stage} ")
+    assert local.endswith("2d_short_pretrain_hu_s0/fold_3/checkpoint_final.pth")
+    assert run.split()[3:6] == ["0", "-tr", CONTROL]
+    assert run.endswith("2d_short_pretrain_global_exact_s0/fold_0/checkpoint_final.pth")
 
 
 def test_what_the_runs_need_is_named(prepared, tmp_path):
