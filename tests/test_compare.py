@@ -12,22 +12,17 @@ from scipy.stats import wilcoxon
 
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.errors import UserError
-from nnunet_semicon.evaluation import compare as module
 from nnunet_semicon.evaluation.compare import (
-    RESAMPLES,
     Comparison,
     Difference,
     Mean,
     Method,
-    bootstrap_interval,
     compare,
-    holm,
     is_higher_better,
-    resampled,
-    signed_rank_p,
 )
 from nnunet_semicon.evaluation.comparison_tables import as_json, as_markdown, differences_markdown, means_markdown
 from nnunet_semicon.evaluation.runs import find, read_methods, run_of
+from nnunet_semicon.evaluation.statistics import RESAMPLES, bootstrap_interval, holm, resampled, signed_rank_p
 
 CONTROL, SPCON, TEACHER = "nnUNetTrainerSupervisedControl", "nnUNetTrainerSPCon", "nnUNetTrainerMeanTeacher"
 CASES = [f"case_{i:02d}" for i in range(8)]
@@ -598,6 +593,6 @@ def test_a_thousand_cases_take_seconds():
         method(name, lambda case, *_, v=v: float(v[int(case[-4:])]), cases=cases)
         for name, v in zip("ab", values, strict=True)
     )
-    module.resampled.cache_clear()
+    resampled.cache_clear()
     row = the_difference(compare([a, b], ["DSC"]), "b", "1", "DSC")
     assert row.low < row.difference < row.high

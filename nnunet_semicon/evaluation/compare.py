@@ -4,32 +4,27 @@ A method is one or more runs that differ in the seed alone; a run holds the metr
 method is the baseline, every other one is compared with it:
 
 - the difference of a case is that of the method's and the baseline's values, each averaged over the seeds first;
-- its uncertainty is a bootstrap over the cases: percentile interval of the mean of resampled differences (Efron &
-  Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3);
-- whether it is zero is asked by the signed-rank test of Wilcoxon (Biometrics Bulletin 1, 1945; differences of zero are
-  left out, as there), corrected for all tests of the table by Holm (Scandinavian Journal of Statistics 6, 1979).
+- its uncertainty is a bootstrap over the cases;
+- whether it is zero is asked by a signed-rank test, corrected for all tests of the table
+  (:mod:`nnunet_semicon.evaluation.statistics`).
 
 A value that is missing (NaN) is never replaced: the case is left out of that pair, counted and named.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
 from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.evaluation.statistics import Array, bootstrap_interval, holm, signed_rank_p
 
 DEFAULT_METRICS = {  # per convention
     "mm": ("DSC", "HD95_mm", "ASSD_mm"),
     "voxel": ("DSC", "Jaccard", "HD95_voxel", "ASD_voxel"),
 }
 MEAN = "mean"  # of the classes
-RESAMPLES = 10_000
-BOOTSTRAP_SEED = 0
-CONFIDENCE = 0.95
 FEWEST_CASES = 6  # with 5 pairs the smallest p of a two-sided signed-rank test is 2 / 2^5 = 0.0625
 DECIMALS = 10  # of a difference: what is equal stays equal after averaging over seeds
 
@@ -37,7 +32,6 @@ HIGHER = ("DSC", "Jaccard", "Dice", "IoU", "NSD", "TP", "TN")
 LOWER = ("HD95", "HD", "ASD", "ASSD", "FP", "FN")
 SIGNED = ("VE",)  # errors with a sign: their magnitude is compared
 
-Array = NDArray[np.float64]
 Values = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
@@ -240,45 +234,6 @@ def is_higher_better(metric: str) -> bool:
 def shown_metric(metric: str) -> str:
     """Return the metric as tables show it: an error with a sign as its magnitude, ``|VE_ml|``."""
     return f"|{metric}|" if metric.split("_")[0] in SIGNED else metric
-
-
-# --- statistics ----------------------------------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=4)  # all tests on the same number of cases draw the same ones
-def resampled(n: int) -> NDArray[np.int32]:
-    """Return the cases that each bootstrap resample draws with replacement: int32, (10 000, n), in [0, n)."""
-    return np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(RESAMPLES, n), dtype=np.int32)
-
-
-def bootstrap_interval(differences: Array) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the mean, resampled over cases.
-
-    Args:
-        differences: float64, (n,), n at least 1, no NaN.
-    """
-    means = differences[resampled(len(differences))].mean(axis=1)
-    low, high = np.percentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return float(low), float(high)
-
-
-def signed_rank_p(differences: Array) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test without the differences of zero; 1 if all are zero.
-
-    Args:
-        differences: float64, (n,), no NaN.
-    """
-    nonzero = differences[differences != 0]
-    return float(wilcoxon(nonzero).pvalue) if len(nonzero) else 1.0
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p values corrected by Holm's step-down procedure, in the order given, at most 1."""
-    corrected, largest = [0.0] * len(p), 0.0
-    for rank, i in enumerate(np.argsort(p, kind="stable")):
-        largest = max(largest, (len(p) - rank) * p[i])
-        corrected[i] = min(1.0, largest)
-    return corrected
 
 
 # --- one metric ----------------------------------------------------------------------------------------------------

@@ -8,14 +8,12 @@ from dataclasses import asdict
 
 from nnunet_semicon import __version__
 from nnunet_semicon.evaluation.compare import (
-    BOOTSTRAP_SEED,
-    CONFIDENCE,
-    RESAMPLES,
     Comparison,
     Mean,
     is_higher_better,
     shown_metric,
 )
+from nnunet_semicon.evaluation.statistics import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 
 Rows = list[list[str]]
 
