@@ -4,6 +4,7 @@ nnU-Net's own multi-process entry uses nccl and cuda devices; here the device is
 ``device_ids``. Everything else is the trainer's own code.
 """
 
+import multiprocessing
 import os
 import socket
 import tempfile
@@ -38,7 +39,11 @@ def train(
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         torch.save(batches, Path(folder) / "batches.pt")
-        mp.spawn(_rank, args=(name, configuration, steps, only_method, port, folder), nprocs=WORLD)
+        nnunet = {key: value for key, value in os.environ.items() if key.startswith("nnUNet_")}
+        # a server process imports the libraries once and is forked for every rank
+        multiprocessing.set_forkserver_preload(["tests.harness"])
+        args = (nnunet, name, configuration, steps, only_method, port, folder)
+        mp.start_processes(_rank, args=args, nprocs=WORLD, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
 
@@ -66,8 +71,11 @@ def part_of(batch: dict, rank: int) -> dict:
     }
 
 
-def _rank(rank: int, name: str, configuration: str, steps: int, only_method: bool, port: int, folder: str) -> None:
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
+def _rank(
+    rank: int, nnunet: dict, name: str, configuration: str, steps: int, only_method: bool, port: int, folder: str
+) -> None:
+    # the environment is that of the test that started the server
+    os.environ.update(nnunet, MASTER_ADDR="localhost", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
