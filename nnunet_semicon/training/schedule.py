@@ -31,6 +31,36 @@ class FractionPolyLR:
                 group["lr"] = lr * (1 - epoch / self.epochs) ** self.exponent
 
 
+class WarmupPoly:
+    """Linear warm-up from 1/1000 of the base learning rate, then ``(1 - t)^0.9`` (MCSC, authors' code).
+
+    Args:
+        optimizers: their groups' present learning rates are the base rates.
+        epochs: length of the run.
+        warmup: part of the run over which the learning rate grows, in [0, 1].
+    """
+
+    START = 1e-3  # of the base rate
+    EXPONENT = 0.9
+
+    def __init__(self, optimizers: Sequence[Optimizer], epochs: int, warmup: float) -> None:
+        self.optimizers = optimizers
+        self.epochs = epochs
+        self.warmup = warmup
+        self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+
+    def step(self, epoch: float) -> None:
+        """Set the learning rates of ``epoch``; a fraction is a moment within it."""
+        done = epoch / self.epochs
+        if done < self.warmup:
+            factor = self.START + (1 - self.START) * done / self.warmup
+        else:
+            factor = (1 - done) ** self.EXPONENT
+        for optimizer, base in zip(self.optimizers, self.base, strict=True):
+            for group, lr in zip(optimizer.param_groups, base, strict=True):
+                group["lr"] = factor * lr
+
+
 class WarmupCosine:
     """Linear warm-up from 1/400 of the base learning rate, then cosine to 1e-7 (SP-Con supplement, Fig. 5).
 

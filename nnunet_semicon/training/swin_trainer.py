@@ -1,0 +1,59 @@
+"""Trains a shifted-window U-Net in the place of the planned network; nnU-Net's prediction finds it by its trainer."""
+
+from typing import Any
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
+from nnunet_semicon.networks.swin_weights import load_swin_weights
+from nnunet_semicon.training.schedule import WarmupPoly
+from nnunet_semicon.training.semi_trainer import SemiTrainer
+
+
+class SwinTrainer(SemiTrainer):
+    """AdamW with a linear warm-up, no deep supervision."""
+
+    def initialize(self) -> None:
+        """Build the network without deep supervision: it has one output."""
+        self.enable_deep_supervision = False
+        super().initialize()
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """Return a network whose sizes follow from those of the planned one."""
+        kwargs = configuration_manager.network_arch_init_kwargs
+        if not {"features_per_stage", "strides"} <= set(kwargs):
+            raise UserError(
+                f"the plans name the network {configuration_manager.network_arch_class_name} without its "
+                "features_per_stage and strides, from which a Transformer is derived: use plans of nnU-Net's U-Nets"
+            )
+        plan = plan_swin(kwargs["features_per_stage"], kwargs["strides"])
+        return SwinUNet(num_input_channels, num_output_channels, plan)
+
+    def configure_optimizers(self) -> tuple[Optimizer, Any]:
+        """Return the optimizer, and load the weights to start from before DDP wraps the network."""
+        config = self.resolved.config
+        if config.swin_weights is not None:
+            network: Any = self.plain_network
+            count = load_swin_weights(network, config.swin_weights)
+            self.print_to_log_file(f"{count} tensors of the encoder are those of {config.swin_weights}")
+        self.initial_lr, self.weight_decay = config.learning_rate, config.weight_decay
+        optimizer = AdamW(self.plain_network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, self._schedule([optimizer])
+
+    def _schedule(self, optimizers: list[Optimizer]) -> WarmupPoly:
+        return WarmupPoly(optimizers, self.num_epochs, self.resolved.config.warmup)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step; the learning rate follows the progress of the run within the epoch too."""
+        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
+        return super().train_step(batch)

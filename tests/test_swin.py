@@ -1,0 +1,167 @@
+"""The shifted-window U-Net: sizes from the plans, attention against a loop, stock prediction, weights of timm."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.networks import swin_unet
+from nnunet_semicon.networks.swin_unet import PatchExpanding, PatchMerging, SwinBlock, SwinPlan, SwinUNet, plan_swin
+from nnunet_semicon.networks.swin_weights import load_swin_weights
+from nnunet_semicon.networks.taps import FeatureTaps, decoder_tap, encoder_tap
+from nnunet_semicon.training.schedule import WarmupPoly
+from tests.harness import configure, make_trainer, started, step
+
+NAME = "nnUNetTrainerSwinUNet"
+FLAT = plan_swin([32, 64, 128, 256], [[1, 1], [2, 2], [2, 2], [2, 2]])
+DEEP = plan_swin([8, 16, 16, 16], [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]])
+
+
+def test_sizes_follow_from_the_planned_network():
+    assert SwinPlan((4, 4), ((2, 2),), (96, 192), 32) == FLAT
+    assert SwinPlan((1, 4, 4), ((2, 2, 2),), (16, 16), 8) == DEEP
+    strides = [[1, 1], [2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
+    assert plan_swin([32, 64, 128, 256, 512, 512], strides) == SwinPlan((4, 4), ((2, 2),) * 3, (96, 192, 384, 512), 32)
+    assert plan_swin([32, 64], [[1, 1], [4, 4]]) == SwinPlan((1, 1), ((4, 4),), (32, 64), 32)
+
+
+@pytest.mark.parametrize(("plan", "shape"), [(FLAT, (56, 40)), (FLAT, (33, 70)), (FLAT, (8, 5)), (DEEP, (5, 30, 44))])
+def test_any_size_goes_in_and_comes_out(plan, shape):
+    network = SwinUNet(3, 2, plan).eval()  # no block is skipped by chance
+    taps = FeatureTaps(network, [encoder_tap(), decoder_tap(), decoder_tap(1)])
+    image = torch.randn(2, 3, *shape, requires_grad=True)
+    logits = network(image)
+    assert logits.shape == (2, 2, *shape)
+    logits.square().sum().backward()
+    alone = min(shape) <= 8  # a single token has nothing to look at
+    assert all(p.grad is not None and (alone or p.grad.any()) for p in network.parameters())
+    assert image.grad.flatten(2).any(dim=2).all()
+    maps = taps.take()
+    assert maps[decoder_tap()].shape == (2, plan.out_width, *shape)
+    coarse = tuple(-(-n // t) for n, t in zip(shape, plan.token, strict=True))
+    assert maps[decoder_tap(1)].shape == (2, plan.widths[0], *coarse)
+    assert maps[encoder_tap()].shape[1] == plan.widths[-1]
+
+
+def naive_attention(block: SwinBlock, x: torch.Tensor) -> torch.Tensor:
+    """One image (*S, C): each token looks at those whose shifted place is in its window, one after the other."""
+    attention, size = block.attention, x.shape[:-1]
+    heads, width = attention.heads, x.shape[-1]
+    q, k, v = attention.qkv(x).view(*size, 3, heads, width // heads).unbind(-3)
+    places = list(product(*(range(n) for n in size)))
+
+    def shifted(place):  # windows begin at multiples of the window after a shift towards the origin
+        return [(p - s) // w for p, s, w in zip(place, block.shift, block.window, strict=True)]
+
+    def bias_of(a, b):
+        index = 0
+        for i, j, w in zip(a, b, block.window, strict=True):
+            index = index * (2 * w - 1) + i - j + w - 1
+        return attention.bias[index]
+
+    out = torch.zeros_like(x)
+    for a in places:
+        seen = [b for b in places if shifted(a) == shifted(b)]
+        logits = torch.stack([(q[a] * k[b]).sum(-1) / math.sqrt(width // heads) + bias_of(a, b) for b in seen])
+        weights = torch.softmax(logits, dim=0)  # (seen, heads)
+        out[a] = torch.einsum("sh,shd->hd", weights, torch.stack([v[b] for b in seen])).reshape(-1)
+    return attention.project(out)
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize(("size", "window"), [((9, 5), (4, 4)), ((6, 7), (3, 3)), ((3, 5, 4), (2, 2, 2))])
+def test_attention_is_that_of_a_loop(size, window, shift, monkeypatch):
+    monkeypatch.setattr(swin_unet, "HEAD_DIM", 4)
+    torch.manual_seed(0)
+    block = SwinBlock(8, window, shift, 0.0).double()
+    nn.init.normal_(block.attention.bias)
+    x = torch.randn(2, *size, 8, dtype=torch.float64)
+    with torch.no_grad():
+        expected = torch.stack([naive_attention(block, image) for image in x])
+        torch.testing.assert_close(block._attend(x), expected)
+
+
+def test_merging_takes_boxes_and_expanding_gives_them_back():
+    merge, expand = PatchMerging(2, 3, (1, 2)), PatchExpanding(3, 2, (1, 2))
+    merge.norm, expand.norm = nn.Identity(), nn.Identity()
+    x = torch.randn(1, 3, 5, 2)
+    out = merge(x)
+    assert out.shape == (1, 3, 3, 3)
+    torch.testing.assert_close(out[0, 1, 1], merge.reduce(x[0, 1, 2:4].flatten()))
+    padded = torch.cat([x[0, 2, 4], torch.zeros(2)])
+    torch.testing.assert_close(out[0, 2, 2], merge.reduce(padded))
+    back = expand(out, (3, 5))
+    assert back.shape == x.shape
+    torch.testing.assert_close(back[0, 1, 2:4].flatten(), expand.expand(out[0, 1, 1]))
+
+
+def test_the_rate_warms_up_and_falls():
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = WarmupPoly([optimizer], epochs=10, warmup=0.2)
+    seen = []
+    for epoch in (0, 1, 2, 5.5):
+        schedule.step(epoch)
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx([1e-4, 0.1 * (0.001 + 0.999 / 2), 0.1 * 0.8**0.9, 0.1 * 0.45**0.9])
+
+
+def test_the_trainer_has_adamw_and_no_deep_supervision(training):
+    configure(training, "swin", "2d_short", learning_rate=3e-4, weight_decay=0.01)
+    trainer = started(NAME, "swin")
+    group = trainer.optimizer.param_groups[0]
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert (group["weight_decay"], len(trainer.optimizers)) == (0.01, 1)
+    batch = next(trainer.dataloader_train)
+    assert isinstance(batch["target"], torch.Tensor)
+    step(trainer, batch)
+    assert group["lr"] == pytest.approx(3e-4 * 1e-3)
+    step(trainer)
+    assert group["lr"] == pytest.approx(3e-4 * (1 - 0.25) ** 0.9)
+
+
+def test_weights_of_timm_fill_the_encoder(tmp_path):
+    library = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False)
+    torch.save(library.state_dict(), tmp_path / "swin.pth")
+    strides = [[1, 1], [2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
+    network = SwinUNet(1, 2, plan_swin([32, 64, 128, 256, 384, 768], strides))
+    scratch = network.state_dict()["decoder.stages.0.blocks.0.mlp.fc1.weight"].clone()
+    assert load_swin_weights(network, str(tmp_path / "swin.pth")) == 4 * 2 * 13 + 3 * 3
+    own, other = network.encoder.stages, library.layers
+    assert torch.equal(own[2].blocks[1].mlp.fc2.weight, other[2].blocks[1].mlp.fc2.weight)
+    assert torch.equal(network.state_dict()["decoder.stages.0.blocks.0.mlp.fc1.weight"], scratch)
+    x = torch.randn(1, 56, 56, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(own[1].merge(x), other[1].downsample(x))
+        for index in (0, 1):  # of the second a shifted window
+            torch.testing.assert_close(own[0].blocks[index].eval()(x), other[0].blocks[index].eval()(x))
+
+
+@pytest.mark.parametrize("content", ["nothing", {"some.weight": torch.zeros(2)}, None])
+def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, dict):
+        torch.save(content, path)
+    elif content:
+        path.write_text(content)
+    with pytest.raises(UserError, match=r"swin_weights: .*weights\.pth"):
+        load_swin_weights(SwinUNet(1, 2, FLAT), str(path))
+
+
+def test_the_trainer_starts_from_weights(training, tmp_path):
+    configure(training, "weights", "2d_short", swin_weights=str(tmp_path / "none.pth"))
+    with pytest.raises(SystemExit, match=r"swin_weights: .*none\.pth cannot be read"):
+        make_trainer(NAME, "weights").initialize()
+    network = SwinUNet(1, 2, plan_swin([8, 16, 16, 16], [[1, 1], [2, 2], [2, 2], [2, 2]]))
+    table = network.encoder.stages[0].blocks[0].attention.bias.detach() + 1
+    torch.save({"layers.0.blocks.0.attn.relative_position_bias_table": table}, tmp_path / "some.pth")
+    configure(training, "weights", "2d_short", swin_weights=str(tmp_path / "some.pth"))
+    trainer = make_trainer(NAME, "weights")
+    trainer.initialize()
+    np.testing.assert_array_equal(
+        trainer.plain_network.encoder.stages[0].blocks[0].attention.bias.detach().numpy(), table.numpy()
+    )
