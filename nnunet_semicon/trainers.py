@@ -1,23 +1,28 @@
 """The catalogue: every trainer name that nnU-Net can find with ``-tr``."""
 
 from nnunet_semicon.methods.mean_teacher import MeanTeacher
+from nnunet_semicon.methods.plgcl import PLGCL
 from nnunet_semicon.methods.sp_con import SPCon
 from nnunet_semicon.methods.sp_con_pretrain import SPConPretrain
 from nnunet_semicon.methods.supervised import Supervised
 from nnunet_semicon.methods.supervised_local import SupervisedLocal
 from nnunet_semicon.methods.supervised_local_pretrain import SupervisedLocalPretrain
+from nnunet_semicon.methods.supervised_swin import SupervisedSwin
 from nnunet_semicon.training.pretrain_trainer import EncoderPretrainTrainer, LabeledPretrainTrainer
 from nnunet_semicon.training.semi_trainer import SemiTrainer
+from nnunet_semicon.training.swin_trainer import SwinTrainer
 
 __all__ = [
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerMetaContrastPretrain",
+    "nnUNetTrainerPLGCL",
     "nnUNetTrainerSPCon",
     "nnUNetTrainerSPConPretrain",
     "nnUNetTrainerSimCLRPretrain",
     "nnUNetTrainerSupervisedControl",
     "nnUNetTrainerSupervisedLocal",
     "nnUNetTrainerSupervisedLocalPretrain",
+    "nnUNetTrainerSwinUNet",
 ]
 
 
@@ -62,6 +67,12 @@ class nnUNetTrainerSimCLRPretrain(EncoderPretrainTrainer):
     }
 
 
+class nnUNetTrainerPLGCL(SemiTrainer):
+    """Mean teacher whose pseudo-labels, weighed by their entropy, tell which patches look alike and which do not."""
+
+    method_class = PLGCL
+
+
 class nnUNetTrainerSupervisedLocal(SemiTrainer):
     """Draws pixels of one class together in the decoder's feature space, beside the segmentation loss."""
 
@@ -72,3 +83,9 @@ class nnUNetTrainerSupervisedLocalPretrain(LabeledPretrainTrainer):
     """Pre-trains encoder and decoder: pixels of one class are drawn together, on the labeled scans of the fold."""
 
     method_class = SupervisedLocalPretrain
+
+
+class nnUNetTrainerSwinUNet(SwinTrainer):
+    """Labeled scans only, with a shifted-window Transformer in the place of the planned network."""
+
+    method_class = SupervisedSwin

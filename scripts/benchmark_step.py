@@ -2,8 +2,8 @@
 
 Step times are interleaved in one process: one step of each trainer, then the next one of each, so that whatever else
 the machine does meets all of them alike. The batch is drawn before the clock starts; how long drawing takes (one
-process, nnU-Net uses several) is reported beside it. Peak memory is measured in a process per trainer. The dataset must
-be preprocessed; results go into a temporary folder.
+process, nnU-Net uses several) is reported beside it. Peak memory is measured in a process per trainer. Steps are those
+of the middle of a run, past every warm-up. The dataset must be preprocessed; results go into a temporary folder.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
@@ -32,15 +32,31 @@ STOCK = "nnUNetTrainer"
 CONTROL = "nnUNetTrainerSupervisedControl"
 VARIANT = "benchmark_step"  # name of the configuration, in memory only
 MEMORY_STEPS = 3  # the optimizer's buffers exist from the first step on, a queue or teacher is used from the second
+# what a choice costs: trainer -> its other settings
+OTHERS: dict[str, list[dict[str, Any]]] = {
+    "nnUNetTrainerSupervisedLocal": [
+        {"sampling": "exact"},
+        {"sampling": "stride", "stride": 4},
+        {"sampling": "block"},
+    ],
+    "nnUNetTrainerPLGCL": [{"lambda_patch": 0}, {"patch_source": "image"}],
+}
 LIBRARIES = ["nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_semicon.trainers"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trainer to measure; ``labeled_per_step`` None: as the trainer derives it (the control: every row)."""
+    """A trainer to measure.
+
+    Attributes:
+        trainer: name for ``-tr``.
+        labeled_per_step: None: as the trainer derives it (the control: every row).
+        changes: hyper-parameter -> value.
+    """
 
     trainer: str
     labeled_per_step: int | None
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,19 +100,25 @@ def rows_to_measure(task: Task) -> list[Row]:
     share = inherited_block(task.plans["configurations"], task.configuration).get("labeled_per_step")
     of_methods = plan_rows(batch_size, share, 1, None, False).labeled
     controls = [Row(STOCK, None), Row(CONTROL, None), Row(CONTROL, of_methods)]
-    return [*controls, *(Row(name, share) for name in trainers.__all__ if name != CONTROL)]
+    methods = [name for name in trainers.__all__ if name != CONTROL]
+    return [
+        *controls,
+        *(Row(name, share, changes) for name in methods for changes in ({}, *OTHERS.get(name, []))),
+    ]
 
 
-def variant(task: Task, labeled_per_step: int | None) -> dict[str, Any]:
-    """Return the plans with one more configuration: the given one, only with another ``labeled_per_step``."""
+def variant(task: Task, row: Row | None) -> dict[str, Any]:
+    """Return the plans with one more configuration: the given one with the settings of a row."""
     from nnunet_semicon.configuration.config import BLOCK
     from nnunet_semicon.configuration.plans import add_configuration
 
     plans = add_configuration(task.plans, VARIANT, task.configuration, {})
     block = plans["configurations"][VARIANT][BLOCK]
     block.pop("labeled_per_step", None)
-    if labeled_per_step is not None:
-        block["labeled_per_step"] = labeled_per_step
+    if row is not None:
+        block.update(row.changes)
+        if row.labeled_per_step is not None:
+            block["labeled_per_step"] = row.labeled_per_step
     return plans
 
 
@@ -111,7 +133,7 @@ def started(task: Task, row: Row) -> Any:
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(task.seed)
     trainer_class = nnUNetTrainer if row.trainer == STOCK else getattr(trainers, row.trainer)
-    plans = json.loads(json.dumps({**variant(task, row.labeled_per_step), "continue_training": False}))
+    plans = json.loads(json.dumps({**variant(task, row), "continue_training": False}))
     with contextlib.redirect_stdout(sys.stderr):  # our own output is the table
         trainer = trainer_class(
             plans=plans,
@@ -121,6 +143,7 @@ def started(task: Task, row: Row) -> Any:
             device=torch.device(task.device),
         )
         trainer.on_train_start()
+        trainer.current_epoch = trainer.num_epochs // 2
         trainer.on_train_epoch_start()
     return trainer
 
@@ -187,6 +210,7 @@ def measure_time(task: Task, rows: Sequence[Row], warmup: int, steps: int) -> li
     return [
         {
             "trainer": row.trainer,
+            "changes": row.changes,
             "labeled_rows": trainer.batch_size if row.trainer == STOCK else trainer.rows.labeled,
             "student_rows": trainer.batch_size if row.trainer == STOCK else trainer.rows.student_rows,
             "compiled": isinstance(trainer.network, OptimizedModule),

@@ -163,8 +163,22 @@ LOCAL_OTHERS = (
 LOCAL_JOINT = Row(LOCAL, LABELED_PER_STEP)
 LOCAL_ROWS = (*CONTROLS, LOCAL_EXACT, LOCAL_JOINT, *LOCAL_OTHERS)
 
+# pseudo-label guided patch contrast: the poster's ablation, its sampling table, and where a patch comes from
+PLGCL = f"{PREFIX}PLGCL"
+PLGCL_FOLDS = {2: 4, 0: 1, 4: 18, 5: 35}  # fold -> labeled scans; 18 and 35: the poster's 10 and 20 %
+PLGCL_ROW = Row(PLGCL, LABELED_PER_STEP)
+PLGCL_VARIANTS = (
+    Row(PLGCL, LABELED_PER_STEP, "no_contrast", ("lambda_patch=0",), words="no contrast"),
+    Row(PLGCL, LABELED_PER_STEP, "no_warmup", ("supervised_warmup=0",), words="no warm-up"),
+    Row(PLGCL, LABELED_PER_STEP, "neither", ("lambda_patch=0", "supervised_warmup=0"), words="no warm-up, no contrast"),
+    *(Row(PLGCL, LABELED_PER_STEP, g, (f"guidance={g}",), words=f"guidance {g}") for g in ("confidence", "cosine")),
+    Row(PLGCL, LABELED_PER_STEP, "no_guidance", ("guidance=none",), words="no guidance"),
+    Row(PLGCL, LABELED_PER_STEP, "image", ("patch_source=image",), words="windows encoded again"),
+)
+
 # table -> its rows, in the order in which they are run: what the table cannot do without first
 TABLES: dict[str, tuple[Sequence[Row], ...]] = {
     "sp_con": (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT),
     "supervised_local": ((*CONTROLS, LOCAL_EXACT, LOCAL_JOINT), LOCAL_OTHERS),
+    "plgcl": ((*CONTROLS, PLGCL_ROW), PLGCL_VARIANTS),
 }

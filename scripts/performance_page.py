@@ -26,9 +26,9 @@ def performance_page(results: Path) -> str:
         "# Performance",
         NOTICE,
         "What a training step of each trainer costs, relative to the stock `nnUNetTrainer` on the same configuration. "
-        "Steps of all trainers are interleaved in one process; batches are drawn before the clock starts. Drawing is "
-        "timed in a single process, while nnU-Net draws in several beside the training. Peak memory is that of a "
-        "process per trainer.",
+        "Steps are those of the middle of a run, past every warm-up; those of all trainers are interleaved in one "
+        "process; batches are drawn before the clock starts. Drawing is timed in a single process, while nnU-Net draws "
+        "in several beside the training. Peak memory is that of a process per trainer.",
     ]
     files = sorted(results.glob("benchmark_step_*.json"))
     for file in files:
@@ -52,7 +52,7 @@ def benchmark_table(content: dict[str, Any]) -> str:
         step = row["step_seconds"]
         lines.append(
             [
-                f"`{row['trainer']}`",
+                ", ".join([f"`{row['trainer']}`", *(f"{k}={v}" for k, v in row.get("changes", {}).items())]),
                 str(row["labeled_rows"]),
                 str(row["student_rows"]),
                 milliseconds(step["median"]),

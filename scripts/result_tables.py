@@ -136,10 +136,14 @@ def relative_cost(row: Row, benchmark: dict[str, Any] | None) -> tuple[str, str]
 
 
 def _benchmarked(row: Row, benchmark: dict[str, Any] | None) -> dict[str, Any] | None:
-    for entry in benchmark["rows"] if benchmark else []:
-        if (entry["trainer"], entry["labeled_rows"]) == (row.trainer, row.labeled):
-            return entry
-    return None
+    """The measurement of a row, or of its trainer where its settings are not measured apart."""
+    entries = [
+        entry
+        for entry in (benchmark["rows"] if benchmark else [])
+        if (entry["trainer"], entry["labeled_rows"]) == (row.trainer, row.labeled)
+    ]
+    of_settings = {frozenset(f"{k}={v}" for k, v in entry.get("changes", {}).items()): entry for entry in entries}
+    return of_settings.get(frozenset(row.changes), of_settings.get(frozenset()))
 
 
 def verdicts(rows: Sequence[Measured], methods: Sequence[Row]) -> str:

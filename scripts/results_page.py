@@ -16,6 +16,9 @@ from hippocampus_rows import (
     LOCAL_ROWS,
     METHODS,
     OTHERS_FINE_TUNED,
+    PLGCL_FOLDS,
+    PLGCL_ROW,
+    PLGCL_VARIANTS,
     PRETRAININGS,
     ROWS,
     SEEDS,
@@ -74,6 +77,7 @@ def results_page(results: Path) -> str:
         "## Position, patient and phase: SP-Con's pre-training on ACDC at half resolution",
         acdc_labels(results / ACDC_LABELS),
         *local_contrast(results, benchmark),
+        *patch_contrast(results, benchmark),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -147,6 +151,22 @@ def local_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]
         parts += [
             f"### {labeled} of 175 scans labeled: fold {fold}",
             *section(results / f"hippocampus_fold{fold}", LOCAL_ROWS, command, benchmark),
+        ]
+    return parts
+
+
+def patch_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
+    """Return the tables of the pseudo-label guided patch contrast."""
+    parts = [
+        "## PLGCL: Hippocampus",
+        "A re-implementation of the poster ([what is known, what is our choice](methods/plgcl.md)). Protocol and "
+        "controls are those of the first table. The method's first row has warm-up, contrast and guidance by entropy.",
+    ]
+    for fold, labeled in PLGCL_FOLDS.items():
+        command = f"{RUN} --table plgcl --fold {fold}"
+        parts += [
+            f"### {labeled} of 175 scans labeled: fold {fold}",
+            *section(results / f"hippocampus_fold{fold}", (*CONTROLS, PLGCL_ROW, *PLGCL_VARIANTS), command, benchmark),
         ]
     return parts
 

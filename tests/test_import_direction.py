@@ -57,6 +57,8 @@ TABLE = {
             "methods.local_term",
             "methods.negatives",
             "methods.meta_contrast",
+            "methods.patch_term",
+            "methods.windows",
             "losses",
             "networks",
             "configuration",

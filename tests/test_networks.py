@@ -7,7 +7,7 @@ from torch import nn
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.networks.ema import EmaTeacher, segmentation_teacher
 from nnunet_semicon.networks.heads import Projectors
-from nnunet_semicon.networks.queue import EmbeddingQueue
+from nnunet_semicon.networks.queue import ClassQueues, EmbeddingQueue
 from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps, channels_at
 
 
@@ -112,7 +112,32 @@ def test_queue_is_first_in_first_out():
     assert torch.equal(restored.labels, queue.labels)
 
 
+def test_each_class_has_a_queue_of_its_own():
+    queues = ClassQueues(3, 2, 1)
+    embeddings, labels = queues.bank
+    assert labels.tolist() == [-1] * 6
+    for value, label in enumerate([0, 2, 0, -1, 0, 0]):
+        queues.push(torch.tensor([[float(value)]]), torch.tensor([label]))
+    embeddings, labels = queues.bank
+    assert labels.tolist() == [0, 0, -1, -1, 2, -1]
+    assert sorted(embeddings[:2, 0].tolist()) == [4.0, 5.0]  # the frequent class keeps its last two,
+    assert embeddings[4, 0] == 1.0  # the rare one what it has
+    queues.push(torch.arange(10.0, 17.0)[:, None], torch.tensor([1, 0, 1, 1, -1, 0, 0]))
+    embeddings, labels = queues.bank
+    assert sorted(embeddings[2:4, 0].tolist()) == [12.0, 13.0]
+    assert sorted(embeddings[:2, 0].tolist()) == [15.0, 16.0]
+    assert embeddings[4, 0] == 1.0
+    restored = ClassQueues(3, 2, 1)
+    restored.load_state_dict(queues.state_dict())
+    for bank in (queues, restored):
+        bank.push(torch.tensor([[9.0]]), torch.tensor([2]))
+    assert torch.equal(restored.bank[0], queues.bank[0])
+
+
 def test_empty_queue_takes_nothing():
     queue = EmbeddingQueue(0, 3)
     queue.push(torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
     assert queue.embeddings.shape == (0, 3)
+    queues = ClassQueues(2, 0, 3)
+    queues.push(torch.ones(2, 3), torch.ones(2, dtype=torch.int64))
+    assert [t.shape for t in queues.bank] == [(0, 3), (0,)]

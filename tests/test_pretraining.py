@@ -135,6 +135,7 @@ def test_learning_rate_warms_up_and_falls_along_a_cosine(training):
         "nnUNetTrainerMeanTeacher",
         "nnUNetTrainerSPCon",
         PRETRAIN,
+        "nnUNetTrainerPLGCL",
         "nnUNetTrainerSupervisedLocal",
         "nnUNetTrainerSupervisedLocalPretrain",
     ],

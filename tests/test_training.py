@@ -139,6 +139,7 @@ def test_one_labeled_row_still_meets_the_foreground(training):
     [
         (MEAN_TEACHER, "consistency"),
         (SPCON, "consistency"),
+        ("nnUNetTrainerPLGCL", "contrast"),
         ("nnUNetTrainerSupervisedLocal", "local"),
         ("nnUNetTrainerSupervisedLocalPretrain", "local"),
     ],
@@ -161,6 +162,7 @@ def test_region_based_and_ignore_labels_train(tiny, tmp_path, monkeypatch, name,
             write_pickle(properties, str(file))
     write_json(path, description)
     trainer = started(name, "2d_short")
+    trainer.current_epoch = 1  # past every warm-up
     assert trainer.label_manager.has_regions == (kind == "regions")
     assert trainer.label_manager.has_ignore_label == (kind == "ignore")
     for _ in range(2):

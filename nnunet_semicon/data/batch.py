@@ -1,10 +1,11 @@
 """What one training step sees."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -29,6 +30,32 @@ def pixel_classes(target: list[Tensor] | Tensor, has_regions: bool, ignore_label
     for bit in range(regions.shape[1]):
         classes += regions[:, bit].long() << bit
     return classes if ignore_label is None else classes.masked_fill(finest[:, -1] > 0, -1)
+
+
+def resized_classes(classes: Tensor, size: Sequence[int]) -> Tensor:
+    """Return classes at another resolution, by nearest neighbor; (B, *S) -> (B, *size)."""
+    if classes.shape[1:] == tuple(size):
+        return classes
+    return F.interpolate(classes[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
+
+
+def class_probabilities(logits: Tensor, has_regions: bool) -> Tensor:
+    """Return the probability of every class of :func:`pixel_classes`.
+
+    Args:
+        logits: (B, C, *S) of classes, or (B, R, *S) of regions, at full resolution.
+        has_regions: whether channels are regions: each of their 2^R combinations is a class.
+
+    Returns:
+        (B, C, *S), or (B, 2^R, *S) with regions taken as independent; float32 at least, sums to 1 over axis 1.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    if not has_regions:
+        return torch.softmax(logits, dim=1)
+    combined = torch.ones_like(logits[:, :1])
+    for region in torch.sigmoid(logits).split(1, dim=1):
+        combined = torch.cat([combined * (1 - region), combined * region], dim=1)
+    return combined
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Gallery(NamedTuple):
 def evenly_spaced(pool: CasePool, cases: Sequence[str], per_case: int, patch_size: Sequence[int]) -> Gallery:
     """Return up to ``per_case`` images of each case, evenly spaced along axis 0 and centered in the other axes.
 
+    A single one is in the middle.
+
     Args:
         pool: reads the cases.
         cases: in the order of the images.
@@ -42,7 +44,8 @@ def evenly_spaced(pool: CasePool, cases: Sequence[str], per_case: int, patch_siz
         shape = np.array(data.shape[1:])
         last = max(shape[0] - size[0], 0)
         first = min(shape[0] - size[0], 0) // 2  # a patch that is longer than the scan is centered on it
-        starts = np.unique(np.linspace(0, last, per_case).round().astype(int)) + first
+        places = np.linspace(0, last, per_case) if per_case > 1 else np.array([last / 2])
+        starts = np.unique(places.round().astype(int)) + first
         for start in starts:
             lower = (shape - size) // 2
             lower[0] = start
@@ -54,14 +57,17 @@ def evenly_spaced(pool: CasePool, cases: Sequence[str], per_case: int, patch_siz
     return Gallery(torch.stack(images), torch.stack(boxes), names)
 
 
-def two_scans(cases: Sequence[str], columns: Mapping[str, MetaColumn]) -> list[str]:
-    """Return the first case and the first one of another patient; any other one where all are of one patient.
+def different_patients(cases: Sequence[str], columns: Mapping[str, MetaColumn], count: int) -> list[str]:
+    """Return the first cases of as many different patients, then others where there are too few patients.
 
     Args:
-        cases: at least one; a single one is returned alone.
+        cases: in the order in which they are taken.
         columns: of the meta table.
+        count: fewer where there are not as many cases.
     """
-    first, *rest = cases
     patient = columns.get(PATIENT)
-    others = [case for case in rest if patient is None or patient.code(case) != patient.code(first)]
-    return [first, *(others or rest)[:1]]
+    first: dict[int | str, str] = {}
+    for case in cases:
+        first.setdefault(case if patient is None else patient.code(case), case)
+    chosen = list(first.values())
+    return [*chosen, *(case for case in cases if case not in chosen)][:count]

@@ -3,12 +3,14 @@
     R_iy = log sum_{a in group y, a != i} exp(z_i . z_a / tau)                   :func:`group_logsumexp`
     m_i  = 1/|P(i)| sum_{p in P(i)} z_i . z_p / tau                              :func:`positive_similarity`
     o_i  = sum_{p in P(i)} min_{w in [0,1]} [ w l_ip + R_gamma(w) ]              :func:`paced_objective`
+    b_i  = sum_{p in P(i)} log(1 + exp(l_ip))                                    :func:`binary_objective`
 
 P(i): the other vectors with i's label; l_ip = L_i - z_i . z_p / tau. Each loss of :mod:`nnunet_semicon.losses` that
-contrasts vectors is made of these three: the denominators follow from R_iy, whichever classes they hold and however
-they weigh them; the mean over positives needs no pairs, only the sum of each class; only self-paced weights look at
-single positive pairs. Similarities are made tile by tile, forward and again backward, so that memory grows with N D and
-not with N^2. They are symmetric: a tile of two groups of anchors serves both, which halves products and exponentials.
+contrasts vectors is made of these: the denominators follow from R_iy, whichever classes they hold and however they
+weigh them; the mean over positives needs no pairs, only the sum of each class; only self-paced weights, and positives
+that stand in their own denominator alone, look at single positive pairs. Similarities are made tile by tile, forward
+and again backward, so that memory grows with N D and not with N^2. They are symmetric: a tile of two groups of anchors
+serves both, which halves products and exponentials.
 
 Vectors come in sets (K, N, D) that do not meet, such as the blocks of a block sampling; in each set the first M vectors
 are the anchors, so rows of non-anchors are never computed.
@@ -25,6 +27,7 @@ from nnunet_semicon.losses.pairs import class_slots
 from nnunet_semicon.losses.precision import full_precision
 
 Mode: TypeAlias = Literal["hard", "linear"]
+PairMode: TypeAlias = Literal["hard", "linear", "binary"]
 
 CPU_TILE = 2**20  # pairs: 4 MB of float32 stay in the cache
 CUDA_TILE = 2**26  # pairs: 256 MB of float32, large enough to keep every unit busy
@@ -95,7 +98,25 @@ def paced_objective(z: Tensor, log_denominator: Tensor, labels: Tensor, gamma: f
         gamma: finite threshold >= 0.
         mode: "hard" or "linear".
     """
-    return PacedObjective(*_PacedObjective.apply(z, log_denominator, labels, gamma, mode))
+    return PacedObjective(*_PairObjective.apply(z, log_denominator, labels, gamma, mode))
+
+
+def binary_objective(z: Tensor, log_negatives: Tensor, labels: Tensor) -> Tensor:
+    """b_i: each positive against the negatives of its anchor, not against the other positives.
+
+    log(1 + exp(l)) = max_w [ w l + H(w) ] with the entropy H: the same sum over pairs as a self-paced one, with other
+    weights, w = 1 / (1 + exp(-l)).
+
+    Args:
+        z: (K, N, D) as in :func:`group_logsumexp`.
+        log_negatives: (K, M) L_i, finite: log sum of exp(z_i . z_a) over what the anchor is pushed from.
+        labels: (K, N) int64; equal values are positives, negative values have none.
+
+    Returns:
+        (K, M).
+    """
+    objective: Tensor = _PairObjective.apply(z, log_negatives, labels, 0.0, "binary")[0]
+    return objective
 
 
 class _GroupLogSumExp(torch.autograd.Function):
@@ -134,10 +155,10 @@ class _GroupLogSumExp(torch.autograd.Function):
         return grad_z, None, None
 
 
-class _PacedObjective(torch.autograd.Function):
+class _PairObjective(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, log_denominator: Tensor, labels: Tensor, gamma: float, mode: Mode
+        ctx: Any, z: Tensor, log_denominator: Tensor, labels: Tensor, gamma: float, mode: PairMode
     ) -> tuple[Tensor, Tensor, Tensor]:
         objective, weighted, weights = (torch.zeros_like(log_denominator) for _ in range(3))
         with full_precision(z.device):
@@ -177,19 +198,26 @@ class _PacedObjective(torch.autograd.Function):
                     w = w + w.mT
                 w.masked_fill_(~_positive(labels, sets, rows, columns), 0.0)
                 _add_product(grad_z, w.neg_(), z, sets, rows, columns)
-        # the weights minimize the objective: their own change adds nothing (envelope theorem)
+        # the objective is stationary in the weights: their own change adds nothing (envelope theorem)
         return grad_z, grad * weights, None, None, None
 
 
-def pair_weights(loss: Tensor, gamma: float, mode: Mode) -> Tensor:
-    """w* = argmin_{w in [0,1]} w l + R_gamma(w), elementwise: hard 1[l <= gamma], linear max(0, 1 - l / gamma)."""
+def pair_weights(loss: Tensor, gamma: float, mode: PairMode) -> Tensor:
+    """w* where w l + R_gamma(w) is stationary, elementwise.
+
+    hard 1[l <= gamma], linear max(0, 1 - l / gamma), binary 1 / (1 + exp(-l)).
+    """
+    if mode == "binary":
+        return torch.sigmoid(loss)
     if mode == "hard":
         return (loss <= gamma).to(loss.dtype)
     return (1 - loss / max(gamma, torch.finfo(loss.dtype).tiny)).clamp_(0, 1)
 
 
-def regularizer(weights: Tensor, gamma: float, mode: Mode) -> Tensor:
-    """R_gamma(w), elementwise: hard -gamma w, linear gamma (w^2 / 2 - w)."""
+def regularizer(weights: Tensor, gamma: float, mode: PairMode) -> Tensor:
+    """R_gamma(w), elementwise: hard -gamma w, linear gamma (w^2 / 2 - w), binary -w log w - (1 - w) log(1 - w)."""
+    if mode == "binary":
+        return -torch.xlogy(weights, weights) - torch.xlogy(1 - weights, 1 - weights)
     return -gamma * weights if mode == "hard" else gamma * (weights.square() / 2 - weights)
 
 

@@ -49,6 +49,23 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Show:
+    """What a method shows of itself in the course of a run.
+
+    Attributes:
+        name: of its files and of the function that draws them (:mod:`nnunet_semicon.training.snapshots`).
+        cases: scans of the unlabeled stream, of different patients if there are enough.
+        per_case: images of each scan.
+        moments: finished parts of the run.
+    """
+
+    name: str
+    cases: int
+    per_case: int
+    moments: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class BuildContext:
     """What a method may know when it is built.
 
@@ -131,14 +148,14 @@ class Method(nn.Module):
     Attributes:
         cost: what a step costs beyond the rows of the student, in words.
         scalar_names: the keys of ``StepOutput.scalars``.
-        snapshots: name of what :meth:`snapshot` shows (:mod:`nnunet_semicon.training.snapshots`); None: nothing.
+        show: what :meth:`snapshot` shows; None: nothing.
     """
 
     Config: ClassVar[type[Any]]
     needs: ClassVar[Needs] = Needs()
     cost: ClassVar[str]
     scalar_names: tuple[str, ...] = ()
-    snapshots: str | None = None
+    show: Show | None = None
 
     def __init__(self, config: Any, build: BuildContext) -> None:
         super().__init__()
@@ -169,12 +186,13 @@ class Method(nn.Module):
         """Called after the optimizer step: moving averages, queues, a discriminator's own step."""
 
     def snapshot(
-        self, features: Mapping[str, Tensor], meta: Mapping[str, Tensor], fraction: float
+        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """Return arrays that show what the method does with a few fixed images; called at a few moments of the run.
 
         Args:
-            features: tap -> (N, C, *s) of the images.
+            encode: runs the student's encoder; its features, not its logits, are returned.
+            images: (N, C, *S).
             meta: meta-label -> (N,) codes.
             fraction: finished part of the run.
         """

@@ -8,11 +8,11 @@ The joint method (:mod:`nnunet_semicon.methods.supervised_local`) and the pre-tr
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import Derived, Facts, pixel_contrast
+from nnunet_semicon.data.batch import resized_classes
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE
 from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
@@ -120,7 +120,7 @@ class LocalTerm(nn.Module):
         total = classes.new_zeros((), dtype=next(self.heads.parameters()).dtype)
         for index, (level, head) in enumerate(zip(self.levels, self.heads, strict=True)):
             maps = features[decoder_tap(level)]
-            vectors, labels = pixel_sets(maps, _resized(classes, maps.shape[2:]), self.sampling, self.size)
+            vectors, labels = pixel_sets(maps, resized_classes(classes, maps.shape[2:]), self.sampling, self.size)
             if self.training:
                 self.negatives.count(index, Pairs(labels, labels >= (0 if config.background_anchors else 1)))
             loss = local_contrast(
@@ -140,10 +140,3 @@ def _head(config: LocalConfig, channels: int) -> nn.Module:
     if config.head == "one_layer":
         return nn.Linear(channels, config.embedding_dim)
     return nn.Sequential(nn.Linear(channels, HIDDEN), nn.Linear(HIDDEN, config.embedding_dim))
-
-
-def _resized(classes: Tensor, size: tuple[int, ...]) -> Tensor:
-    """Classes at another resolution, by nearest neighbor; (B, *S) -> (B, *size)."""
-    if classes.shape[1:] == size:
-        return classes
-    return F.interpolate(classes[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()

@@ -25,7 +25,7 @@ from nnunet_semicon.losses.pairs import OTHER, Pairs, masks, pairs_by_label
 from nnunet_semicon.losses.schedules import power_schedule
 from nnunet_semicon.losses.self_paced import SelfPaced, self_paced_contrasts, self_paced_weights, weight_quartiles
 from nnunet_semicon.losses.streaming import Mode
-from nnunet_semicon.methods.base import BuildContext, Needs
+from nnunet_semicon.methods.base import BuildContext, Needs, Show
 from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.ema import EmaTeacher
 from nnunet_semicon.networks.heads import Projectors
@@ -34,6 +34,8 @@ from nnunet_semicon.networks.taps import encoder_tap
 
 VIEWS = 2  # of every image
 SELF = "self"
+# the weights of all pairs of images of two scans (supplement, Fig. 6)
+SELF_PACING = Show("self_pacing", cases=2, per_case=12, moments=(0.25, 0.5, 0.75, 1.0))
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class MetaContrast(nn.Module):
         tap: the place in the encoder whose features are contrasted.
         scalar_names: the keys of ``Contrast.scalars``.
         has_queue: whether teacher embeddings are needed (see :meth:`remember`).
-        snapshots: "self_pacing" if :meth:`pair_weights` has anything to show.
+        show: the weights, if :meth:`pair_weights` has anything to show.
     """
 
     queues: Any  # nn.ModuleList of EmbeddingQueue, one per label
@@ -151,7 +153,7 @@ class MetaContrast(nn.Module):
         self.tap = encoder_tap(config.tap_level)
         paced = ("pair_loss", "weight", "weight_q1", "weight_q2", "weight_q3") if self.is_self_paced else ()
         curves = ("contrast", *paced)
-        self.snapshots = "self_pacing" if self.is_self_paced and any(k != SELF for k in self.labels) else None
+        self.show = SELF_PACING if self.is_self_paced and any(k != SELF for k in self.labels) else None
         self.scalar_names = ("gamma",) * self.is_self_paced + tuple(f"{c}_{k}" for k in self.labels for c in curves)
 
         self.heads = Projectors(

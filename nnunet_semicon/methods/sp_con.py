@@ -69,7 +69,7 @@ class SPCon(Method):
     def __init__(self, config: SPConConfig, build: BuildContext) -> None:
         super().__init__(config, build)
         self.contrast = MetaContrast(config, build)
-        self.snapshots = self.contrast.snapshots
+        self.show = self.contrast.show
         self.has_mean_teacher = config.lambda_reg > 0
         self.scalar_names = ("supervised", *["consistency"] * self.has_mean_teacher, *self.contrast.scalar_names)
         self.teacher = None
@@ -126,10 +126,10 @@ class SPCon(Method):
         self.contrast.negatives.stop_if_none(progress.step)
 
     def snapshot(
-        self, features: Mapping[str, Tensor], meta: Mapping[str, Tensor], fraction: float
+        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """The self-paced weights of all pairs of images."""
-        return self.contrast.pair_weights(features[self.contrast.tap], meta, fraction)
+        return self.contrast.pair_weights(encode(images).features[self.contrast.tap], meta, fraction)
 
     def optimizers(self) -> list[Optimizer]:
         """Adam for the projectors: unlike those of SGD, its steps do not shrink with the weight of a term."""

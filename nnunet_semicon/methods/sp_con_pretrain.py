@@ -70,7 +70,7 @@ class SPConPretrain(PretrainMethod):
         super().__init__(config, build)
         self.contrast = MetaContrast(config, build)
         self.scalar_names = self.contrast.scalar_names
-        self.snapshots = self.contrast.snapshots
+        self.show = self.contrast.show
         encoder: Any = build.network.encoder
         self.teacher = EmaTeacher(encoder) if self.contrast.has_queue else None
 
@@ -124,10 +124,10 @@ class SPConPretrain(PretrainMethod):
         return self.contrast.quality(self._features(student, batch), batch.meta)
 
     def snapshot(
-        self, features: Mapping[str, Tensor], meta: Mapping[str, Tensor], fraction: float
+        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """The self-paced weights of all pairs of images."""
-        return self.contrast.pair_weights(features[self.contrast.tap], meta, fraction)
+        return self.contrast.pair_weights(encode(images).features[self.contrast.tap], meta, fraction)
 
     def _features(self, student: Student, batch: TwoStreamBatch) -> Tensor:
         return student(torch.cat([batch.image, batch.views[0]])).features[self.contrast.tap]

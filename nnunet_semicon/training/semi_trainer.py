@@ -37,7 +37,7 @@ from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.schedule import FractionPolyLR
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.stream_trainer import StreamTrainer
-from nnunet_semicon.training.streams import Augmentation, gallery_of_two_scans, scan_numbers
+from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
 
 MAX_GRADIENT_NORM = 12  # nnU-Net's own
 
@@ -190,8 +190,8 @@ class SemiTrainer(StreamTrainer):
     ) -> TwoStreamLoader:
         """The loader of training batches; from its cases come the few images that snapshots show."""
         stream = super()._training_stream(dataset_train, dataset_val, labeled, augmentation)
-        if self.method.snapshots is not None:
-            self.gallery, self.gallery_meta = gallery_of_two_scans(stream, augmentation.patch_size)
+        if self.method.show is not None:
+            self.gallery, self.gallery_meta = gallery_of(stream, self.method.show, augmentation.patch_size)
         return stream
 
     def run_training(self) -> None:
@@ -212,8 +212,8 @@ class SemiTrainer(StreamTrainer):
         if self.local_rank == 0:
             self._write_settings()  # not before: a resumed run with other settings is refused and changes no file
             self.scalars.truncate(self.current_epoch)
-            if self.method.snapshots is not None:
-                self.snapshots = Snapshots(self.output_folder, self.method.snapshots, self.num_epochs)
+            if self.method.show is not None:
+                self.snapshots = Snapshots(self.output_folder, self.method.show, self.num_epochs)
                 self.snapshots.truncate(self.current_epoch)
 
     def on_train_epoch_start(self) -> None:
@@ -305,8 +305,7 @@ class SemiTrainer(StreamTrainer):
         self.method.eval()
         images, meta = self.gallery.image.to(self.device), {k: v.to(self.device) for k, v in self.gallery_meta.items()}
         with torch.no_grad(), self._autocast():
-            features = self._encoder_in_parts(images).features
-            arrays = self.method.snapshot(features, meta, finished / self.num_epochs)
+            arrays = self.method.snapshot(self._encoder_in_parts, images, meta, finished / self.num_epochs)
         self.snapshots.add(finished, {**arrays, "scan": scan_numbers(self.gallery.case)})
 
     def _write_scalars(self) -> None:

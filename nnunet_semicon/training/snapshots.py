@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from nnunet_semicon.pictures import self_pacing
+from nnunet_semicon.methods.base import Show
+from nnunet_semicon.pictures import pseudo_labels, self_pacing
 
 FOLDER = "snapshots"
-MOMENTS = (0.25, 0.5, 0.75, 1.0)  # finished parts of the run
 
-# name that a method gives its snapshots -> file and function that draws them
+# name of what a method shows -> file and function that draws them
 PICTURES: dict[str, tuple[str, Callable[[Sequence[Any], Path], None]]] = {
-    "self_pacing": (self_pacing.FILE, self_pacing.draw)
+    "self_pacing": (self_pacing.FILE, self_pacing.draw),
+    "pseudo_labels": (pseudo_labels.FILE, pseudo_labels.draw),
 }
 
 
@@ -25,14 +26,14 @@ class Snapshots:
 
     Args:
         folder: the fold folder.
-        name: a key of :data:`PICTURES`.
+        show: what is shown, and when; its name is a key of :data:`PICTURES`.
         epochs: length of the run.
     """
 
-    def __init__(self, folder: str, name: str, epochs: int) -> None:
+    def __init__(self, folder: str, show: Show, epochs: int) -> None:
         self.fold_folder = Path(folder)
-        self.name = name
-        self.due = {math.ceil(part * epochs) for part in MOMENTS}
+        self.name = show.name
+        self.due = {math.ceil(part * epochs) for part in show.moments}
 
     def truncate(self, epochs: int) -> None:
         """Forget what was kept after more than ``epochs`` finished epochs: a resumed run makes it again."""

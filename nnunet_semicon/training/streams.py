@@ -10,11 +10,10 @@ from torch import Tensor
 
 from nnunet_semicon.configuration.resolved import Resolved
 from nnunet_semicon.configuration.rules import RowPlan
-from nnunet_semicon.data.gallery import Gallery, evenly_spaced, two_scans
+from nnunet_semicon.data.gallery import Gallery, different_patients, evenly_spaced
 from nnunet_semicon.data.loader import CasePool, LabeledLoader, MetaLabeler, TwoStreamLoader, UnlabeledLoader
 from nnunet_semicon.data.views import ViewPipeline, strong_intensity
-
-GALLERY_PER_SCAN = 12  # images
+from nnunet_semicon.methods.base import Show
 
 
 @dataclass(frozen=True)
@@ -85,12 +84,12 @@ def two_streams(
     return TwoStreamLoader(labeled, unlabeled, meta)
 
 
-def gallery_of_two_scans(stream: TwoStreamLoader, patch_size: Sequence[int]) -> tuple[Gallery, dict[str, Tensor]]:
-    """Return fixed images of two scans of the unlabeled stream, of two patients if there are two, and their labels."""
+def gallery_of(stream: TwoStreamLoader, show: Show, patch_size: Sequence[int]) -> tuple[Gallery, dict[str, Tensor]]:
+    """Return fixed images of a few scans of the unlabeled stream, and their meta-labels."""
     unlabeled = stream.unlabeled
     assert unlabeled is not None
-    cases = two_scans(unlabeled.cases, stream.meta.columns)
-    gallery = evenly_spaced(unlabeled.pool, cases, GALLERY_PER_SCAN, patch_size)
+    cases = different_patients(unlabeled.cases, stream.meta.columns, show.cases)
+    gallery = evenly_spaced(unlabeled.pool, cases, show.per_case, patch_size)
     return gallery, stream.meta.codes(gallery.case, gallery.bbox)
 
 

@@ -168,6 +168,21 @@ def mean_squared_distance(student_logits, teacher_logits, probabilities):
     return sum(per_pixel) / len(per_pixel)
 
 
+def mean_cross_entropy(student_logits, teacher_logits, probabilities, per_region):
+    """Mean over pixels of the sum over classes of -p_t log p_s; with regions also of the complement."""
+    per_pixel = []
+    for s_image, t_image in zip(student_logits.double(), teacher_logits.double(), strict=True):
+        classes = s_image.shape[0]
+        s_pixels, t_pixels = s_image.reshape(classes, -1).T.tolist(), t_image.reshape(classes, -1).T.tolist()
+        for s_logits, t_logits in zip(s_pixels, t_pixels, strict=True):
+            pairs = list(zip(probabilities(s_logits), probabilities(t_logits), strict=True))
+            value = -sum(t * math.log(s) for s, t in pairs)
+            if per_region:
+                value -= sum((1 - t) * math.log(1 - s) for s, t in pairs)
+            per_pixel.append(value)
+    return sum(per_pixel) / len(per_pixel)
+
+
 def softmax(logits):
     exponentials = [math.exp(x) for x in logits]
     return [e / sum(exponentials) for e in exponentials]
@@ -218,6 +233,20 @@ def balanced(f, labels, tau, first_anchor=0):
             denominator += sum(math.exp(cosine(f[i], f[k]) / tau) for k in members) / len(members)
         terms = [-math.log(math.exp(cosine(f[i], f[p]) / tau) / denominator) for p in positives]
         per_anchor.append(sum(terms) / len(terms))
+    return sum(per_anchor) / len(per_anchor) if per_anchor else None
+
+
+def patches(f, labels, tau, first_anchor=0):
+    """Each positive against the patches of other classes; None without an anchor that has both."""
+    f = f.double().tolist()
+    per_anchor = []
+    for i, own in enumerate(labels):
+        positives = positives_of(i, labels, None)
+        negatives = [n for n in candidates_of(i, labels, None) if labels[n] != own]
+        if own >= first_anchor and positives and negatives:
+            below = sum(math.exp(cosine(f[i], f[n]) / tau) for n in negatives)
+            above = [math.exp(cosine(f[i], f[v]) / tau) for v in positives]
+            per_anchor.append(sum(-math.log(a / (a + below)) for a in above) / len(positives))
     return sum(per_anchor) / len(per_anchor) if per_anchor else None
 
 

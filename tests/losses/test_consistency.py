@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
+from nnunet_semicon.losses.consistency import sigmoid_cross_entropy, sigmoid_mse, softmax_cross_entropy, softmax_mse
 from tests.losses import reference
 from tests.losses.reference import VALUE_TOLERANCE
 
@@ -78,3 +78,31 @@ def test_extreme_logits_and_an_empty_batch_are_finite(function, dtype):
 def test_refuses_shapes_that_would_broadcast(function):
     with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\) and \(1, 3, 4, 4\)"):
         function(logits(2, 3, 4, 4), logits(1, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("function", "probabilities"),
+    [(softmax_cross_entropy, reference.softmax), (sigmoid_cross_entropy, reference.sigmoid)],
+)
+@pytest.mark.parametrize("dtype", VALUE_TOLERANCE)
+def test_cross_entropy_equals_the_loops(function, probabilities, dtype):
+    student, teacher = logits(2, 3, 4, 2, dtype=dtype), logits(2, 3, 4, 2, seed=1, dtype=dtype).requires_grad_()
+    expected = reference.mean_cross_entropy(student, teacher.detach(), probabilities, function is sigmoid_cross_entropy)
+    loss = function(student.requires_grad_(), teacher)
+    assert loss.item() == pytest.approx(expected, rel=VALUE_TOLERANCE[dtype])
+    loss.backward()
+    assert teacher.grad is None
+    if dtype == torch.float64:
+        assert torch.autograd.gradcheck(lambda s: function(s, teacher), student)
+
+
+@pytest.mark.parametrize("function", [softmax_cross_entropy, sigmoid_cross_entropy])
+def test_cross_entropy_of_certain_and_of_no_predictions(function):
+    certain = torch.tensor([[200.0, -200.0]], dtype=torch.float16)
+    assert function(certain, certain).item() == pytest.approx(0.0, abs=1e-6)
+    assert torch.isfinite(function(certain, -certain))
+    empty = torch.zeros(0, 2, 4, requires_grad=True)
+    function(empty, empty).backward()
+    assert function(empty, empty) == 0
+    with pytest.raises(ValueError, match="same shape"):
+        function(torch.zeros(1, 2, 3), torch.zeros(1, 1, 3))

@@ -12,6 +12,7 @@ from nnunet_semicon.losses.balanced_contrast import balanced_contrast
 from nnunet_semicon.losses.contrastive import supervised_contrast
 from nnunet_semicon.losses.local_contrast import local_contrast
 from nnunet_semicon.losses.pairs import anchors_first, pairs_by_label
+from nnunet_semicon.losses.patch_contrast import patch_contrast
 from nnunet_semicon.losses.self_paced import self_paced_contrast
 from tests.losses import reference
 from tests.losses.reference import GRADIENT_TOLERANCE, VALUE_TOLERANCE, embeddings
@@ -43,6 +44,11 @@ def balanced(features, labels, background_anchors):
     return balanced_contrast(vectors, pairs, N_CLASSES, TAU)
 
 
+def patches(features, labels, background_anchors):
+    vectors, pairs = anchors_first(features, labels, labels >= (0 if background_anchors else 1))
+    return patch_contrast(vectors, pairs, N_CLASSES, TAU)
+
+
 FORMS = {
     "supcon": (
         lambda f, y, b: local_contrast(f, y, N_CLASSES, TAU, "supcon", background_anchors=b),
@@ -53,6 +59,7 @@ FORMS = {
         reference.local_eq2,
     ),
     "balanced": (balanced, reference.balanced),
+    "patches": (patches, reference.patches),
 }
 
 

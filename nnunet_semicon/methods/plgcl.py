@@ -1,0 +1,159 @@
+"""PLGCL: pseudo-labels guide the contrast of patches, entropy guides which patches (Basak and Yin, CVPR 2023).
+
+    L = L_sup + lambda_reg w(t) L_Reg + lambda_patch L_PLGCL                                        (poster, step 6)
+
+L_Reg: cross-entropy of the student on the strong view with its moving average, the teacher, on the weak one. L_PLGCL:
+windows of one class are drawn together and pushed from those of all other classes
+(:mod:`nnunet_semicon.methods.patch_term`); the class of a pixel is its label, or the teacher's pseudo-label; which
+windows are drawn follows from the entropy of the teacher's probabilities. w(t): exponential ramp. A warm-up on labels
+alone comes first. Inference uses the student.
+
+Deviations and choices where the poster is silent are listed in docs/methods/plgcl.md.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.data.batch import TwoStreamBatch, class_probabilities, pixel_classes
+from nnunet_semicon.losses.consistency import sigmoid_cross_entropy, softmax_cross_entropy
+from nnunet_semicon.losses.entropy import binary_entropy
+from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
+from nnunet_semicon.methods.base import (
+    BuildContext,
+    Method,
+    Needs,
+    Progress,
+    Show,
+    StepOutput,
+    Student,
+    SupervisedLoss,
+    finest,
+    rows_of,
+)
+from nnunet_semicon.methods.patch_term import MAP, PatchConfig, PatchTerm, derive, tap_of
+from nnunet_semicon.networks.ema import segmentation_teacher
+from nnunet_semicon.networks.taps import FeatureTaps
+
+
+@dataclass(frozen=True)
+class PLGCLConfig(PatchConfig):
+    """Hyper-parameters of PLGCL beside those of the contrast."""
+
+    supervised_warmup: float = setting(
+        1 / 3, "part of the run on labels alone", low=0, high=1, source="authors' code: 100 of 300 epochs"
+    )
+    lambda_reg: float = setting(1.0, "final weight of L_Reg (beta)", low=0, source="ours, not tuned; 4 in the code")
+    rampup: float = setting(
+        0.2, "part of the run, after the warm-up, over which that weight grows", low=0, high=1, source="ours"
+    )
+    lambda_patch: float = setting(0.5, "weight of L_PLGCL (gamma)", low=0, source="authors' code")
+    ema_decay: float = setting(
+        0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher; 0.999 in the code"
+    )
+
+
+class PLGCL(Method):
+    """Supervised loss, weak-strong regularization by a mean teacher, and contrast of windows of its pseudo-labels."""
+
+    Config = PLGCLConfig
+    needs = Needs(views=2, student_views=1, taps=(MAP,))
+    cost = "after the warm-up a forward pass of the teacher on all images, and the contrast; during it less than usual"
+    show = Show("pseudo_labels", cases=3, per_case=1, moments=(0.2, 0.4, 0.6, 0.8, 1.0))
+
+    def __init__(self, config: PLGCLConfig, build: BuildContext) -> None:
+        super().__init__(config, build)
+        self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
+        self.regularization = sigmoid_cross_entropy if build.has_regions else softmax_cross_entropy
+        self.patches = PatchTerm(config, build) if config.lambda_patch > 0 else None
+        self.tap = tap_of(config)
+        self.scalar_names = ("supervised", "regularization", *["contrast"] * (self.patches is not None))
+        self.teacher = segmentation_teacher(build.network)
+        self.teacher_taps = FeatureTaps(self.teacher.module, (MAP,))
+
+    @classmethod
+    def needs_of(cls, config: PLGCLConfig) -> Needs:
+        """Windows that are encoded again are rows of the student, one for each unlabeled image."""
+        if config.lambda_patch == 0:
+            return replace(cls.needs, taps=())
+        return replace(cls.needs, student_views=2 if config.patch_source == "image" else 1, taps=(tap_of(config),))
+
+    @classmethod
+    def derive(cls, config: PLGCLConfig, facts: Facts) -> dict[str, Derived]:
+        """Return how many windows a step has, how many earlier ones are kept, and their size."""
+        return derive(config, facts)
+
+    def on_train_start(self, student_module: nn.Module) -> None:
+        """The teacher starts as the student, pre-trained weights included."""
+        self.teacher.copy_from(student_module)
+
+    def compute(
+        self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
+    ) -> StepOutput:
+        """L_sup during the warm-up, then L_sup + lambda_reg w(t) L_Reg + lambda_patch L_PLGCL."""
+        if progress.fraction < self.config.supervised_warmup:
+            supervised = supervised_loss(student(batch.labeled).logits, batch.target)
+            zeros = dict.fromkeys(self.scalar_names, torch.zeros_like(supervised.detach()))
+            return StepOutput(supervised, {**zeros, "supervised": supervised.detach()})
+
+        n, rows = batch.n_labeled, len(batch.image)
+        images = torch.cat([batch.labeled, batch.views[0]])
+        teacher_logits, teacher_map = self._teacher(batch.image)
+        classes = self._classes(batch, teacher_logits)
+        drawn = None
+        if self.patches is not None:
+            drawn = self.patches.draw(class_probabilities(teacher_logits, self.has_regions), teacher_map, classes)
+            images = self.patches.with_windows(images, classes, drawn)
+        output = student(images)
+
+        supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)
+        regularization = self.regularization(finest(output.logits)[n:rows], teacher_logits[n:])
+        since = progress.fraction - self.config.supervised_warmup
+        loss = supervised + self.config.lambda_reg * sigmoid_rampup(since, self.config.rampup) * regularization
+        scalars = {"supervised": supervised.detach(), "regularization": regularization.detach()}
+        carry = {}
+        if self.patches is not None and drawn is not None:
+            contrast, carry["embeddings"], carry["classes"] = self.patches(output.features[self.tap], classes, drawn)
+            loss = loss + self.config.lambda_patch * contrast
+            scalars["contrast"] = contrast.detach()
+        return StepOutput(loss, scalars, carry)
+
+    def after_step(
+        self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
+    ) -> None:
+        """Move the teacher, which is the student itself until the warm-up ends; queue the embeddings of windows."""
+        since = progress.step - int(self.config.supervised_warmup * progress.total)
+        self.teacher.update(student_module, ema_decay(max(0, since), self.config.ema_decay))
+        if self.patches is not None:
+            self.patches.after_step(output.carry, progress.step)
+
+    def snapshot(
+        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
+    ) -> Mapping[str, Tensor]:
+        """Pseudo-labels, their entropy, and the windows that are drawn from each image alone."""
+        logits, teacher_map = self._teacher(images)
+        probabilities = class_probabilities(logits, self.has_regions)
+        classes = probabilities.argmax(dim=1)
+        arrays = {
+            "image": images[:, 0],
+            "pseudo_label": classes,
+            "entropy": binary_entropy(probabilities, self.config.entropy_bits).mean(dim=1),
+        }
+        if self.patches is None:
+            return arrays
+        return {**arrays, **self.patches.snapshot(probabilities, teacher_map, classes)}
+
+    def _teacher(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at full resolution, and the last map of the decoder."""
+        logits = finest(self.teacher(images))
+        return logits, self.teacher_taps.take()[MAP]
+
+    def _classes(self, batch: TwoStreamBatch, teacher_logits: Tensor) -> Tensor:
+        """Labels of labeled rows, the teacher's pseudo-labels of the others; (B, *S), -1 = ignored."""
+        known = pixel_classes(batch.target, self.has_regions, self.ignore_label)
+        guessed = class_probabilities(teacher_logits[batch.n_labeled :], self.has_regions).argmax(dim=1)
+        return torch.cat([known, guessed])

@@ -1,0 +1,77 @@
+"""2D natural images with three channels, through nnU-Net's own reader and commands: stained tissue, as PNG."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from skimage import io
+
+from tests.harness import configure
+from tests.tiny import Tiny, read_json, write_json
+
+NAME = "Dataset902_Tissue"
+SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "seed": 0}
+SIDE = 64
+
+
+def tissue(index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return an RGB image (SIDE, SIDE, 3) uint8 of purple glands (label 1) with pale lumina (2) in pink tissue."""
+    random = np.random.default_rng(index)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    labels = np.zeros((SIDE, SIDE), dtype=np.uint8)
+    for row, column in random.uniform(12, SIDE - 12, (3, 2)):
+        distance = np.hypot(y - row, x - column)
+        labels[distance < 11] = 1
+        labels[distance < 5] = 2
+    colors = np.array([[230, 170, 200], [120, 60, 150], [245, 235, 245]])
+    return np.clip(colors[labels] + random.normal(0, 12, (SIDE, SIDE, 3)), 0, 255).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def glands(tmp_path_factory) -> Tiny:
+    """A planned and preprocessed dataset of PNG files, four labeled and three unlabeled."""
+    tiny = Tiny(tmp_path_factory.mktemp("glands"), NAME)
+    for folder in ("imagesTr", "labelsTr", "imagesUn"):
+        (tiny.raw_dataset / folder).mkdir(parents=True)
+    tiny.preprocessed.mkdir()
+    tiny.results.mkdir()
+    for index in range(7):
+        image, labels = tissue(index)
+        is_labeled = index < 4
+        folder = tiny.raw_dataset / ("imagesTr" if is_labeled else "imagesUn")
+        io.imsave(folder / f"slide_{index}_0000.png", image, check_contrast=False)
+        if is_labeled:
+            io.imsave(tiny.raw_dataset / "labelsTr" / f"slide_{index}.png", labels, check_contrast=False)
+    write_json(
+        tiny.raw_dataset / "dataset.json",
+        {
+            "channel_names": {"0": "R", "1": "G", "2": "B"},
+            "labels": {"background": 0, "gland": 1, "lumen": 2},
+            "numTraining": 4,
+            "file_ending": ".png",
+        },
+    )
+    tiny.run("nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "2d", "-np", 2, nnUNet_n_proc_DA="1")
+    plans = read_json(tiny.plans_file)
+    assert plans["image_reader_writer"] == "NaturalImage2DIO"
+    plans["configurations"]["2d"]["batch_size"] = 4
+    write_json(tiny.plans_file, plans)
+    tiny.run("semicon", "preprocess", "-d", "902", "-c", "2d", "-np", 2)
+    train, val = [f"slide_{i}" for i in range(3)], ["slide_3"]
+    write_json(tiny.preprocessed_dataset / "splits_final.json", [{"train": train, "val": val}])
+    return tiny
+
+
+@pytest.mark.parametrize("values", [{}, {"patch_source": "image"}], ids=["feature", "image"])
+def test_stock_commands_train_and_predict(glands, tmp_path, values):
+    name = f"2d_{values.get('patch_source', 'feature')}"
+    configure(glands, name, "2d", supervised_warmup=0.0, **SHORT, **values)
+    trained = glands.run("nnUNetv2_train", "902", name, "0", "-tr", "nnUNetTrainerPLGCL", "-device", "cpu")
+    assert "labeled 3, unlabeled 3 (imagesUn 3, split 0), validation 1" in trained.stdout
+    fold = glands.results / NAME / f"nnUNetTrainerPLGCL__nnUNetPlans__{name}" / "fold_0"
+    assert (fold / "pseudo_labels.png").stat().st_size > 10_000
+    words = ["-d", "902", "-c", name, "-f", "0", "-tr", "nnUNetTrainerPLGCL", "-device", "cpu", "-npp", 1, "-nps", 1]
+    glands.run("nnUNetv2_predict", "-i", glands.raw_dataset / "imagesUn", "-o", tmp_path, *words)
+    predicted: list[Path] = sorted(tmp_path.glob("*.png"))
+    assert [path.name for path in predicted] == [f"slide_{i}.png" for i in (4, 5, 6)]
+    assert io.imread(predicted[0]).shape == (SIDE, SIDE)
