@@ -90,6 +90,10 @@ MISTAKES = {
         ["-tr", "nnUNetTrainerSPConPretrain"],
         ["nnUNetTrainerSPConPretrain pre-trains an encoder and segments nothing", "-pretrained_weights"],
     ),
+    "a network of our own": (
+        ["-tr", "nnUNetTrainerSwinUNet"],
+        ["nnUNetTrainerSwinUNet trains a network that nnU-Net alone cannot build", "install this package there"],
+    ),
     "no teacher": (["-tr", CONTROL, "--weights", "teacher"], [CONTROL, "has no teacher", "--weights student"]),
 }
 

@@ -43,6 +43,11 @@ def run(args: argparse.Namespace) -> int:
             f"{args.tr} pre-trains an encoder and segments nothing: start another training from its checkpoint with "
             "-pretrained_weights, and export that one"
         )
+    if trainer is not None and not trainer.network_of_plans:
+        raise UserError(
+            f"{args.tr} trains a network that nnU-Net alone cannot build: copy its results folder to the other machine "
+            "and install this package there"
+        )
     results_folder()
     name = dataset_name(args.d)
     source = Path(get_output_folder(name, args.tr, args.p, args.c))

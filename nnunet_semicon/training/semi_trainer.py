@@ -48,6 +48,8 @@ class SemiTrainer(StreamTrainer):
     method_class: ClassVar[type[Method]]
     defaults: ClassVar[Mapping[str, Any]] = {}  # a `semicon` block: what this trainer sets in place of the method's
 
+    network_of_plans: ClassVar[bool] = True  # nnU-Net alone can build the network
+
     method: Method
     taps: FeatureTaps
     scalars: ScalarLog

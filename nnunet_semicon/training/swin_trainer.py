@@ -16,6 +16,8 @@ from nnunet_semicon.training.semi_trainer import SemiTrainer
 class SwinTrainer(SemiTrainer):
     """AdamW with a linear warm-up, no deep supervision."""
 
+    network_of_plans = False
+
     def initialize(self) -> None:
         """Build the network without deep supervision: it has one output."""
         self.enable_deep_supervision = False
