@@ -69,7 +69,15 @@ TABLE = {
     ),
     "pictures": Rule(libraries={"matplotlib", "numpy"}),
     "training": Rule(
-        ours={"methods.base", "networks.taps", "data", "configuration", "pictures"},
+        ours={
+            "methods.base",
+            "networks.taps",
+            "networks.swin_unet",
+            "networks.swin_weights",
+            "data",
+            "configuration",
+            "pictures",
+        },
         libraries={"batchgenerators", "batchgeneratorsv2", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),

@@ -65,7 +65,7 @@ def scan_images_un(raw_dataset_folder: str, dataset_json: dict) -> dict[str, lis
             f"{folder} contains files without a channel suffix ({listing(no_suffix)}): nnU-Net expects four digits "
             f"before the file ending, so rename {no_suffix[0]} to {stem}_0000{ending}"
         )
-    _check_cases(folder, channels_of, dataset_json, _labeled_names(raw_dataset_folder, dataset_json))
+    _check_cases(folder, channels_of, dataset_json, _labeled_channels(raw_dataset_folder, dataset_json))
     return {
         case: [join(folder, f"{case}_{channel}{ending}") for channel in channels]
         for case, channels in sorted(channels_of.items())
@@ -101,25 +101,34 @@ def _is_sidecar(name: str, ending: str, cases: Iterable[str]) -> bool:
     return ending.lower() in (".tif", ".tiff") and name.endswith(".json") and name.removesuffix(".json") in cases
 
 
-def _labeled_names(raw_dataset_folder: str, dataset_json: dict) -> set[str]:
-    """Case ids of ``imagesTr``, or the keys of an explicit ``dataset`` listing."""
+def _labeled_channels(raw_dataset_folder: str, dataset_json: dict) -> dict[str, list[str]]:
+    """Channel files of each case of ``imagesTr``, or of an explicit ``dataset`` listing."""
     if "dataset" in dataset_json:
-        return set(dataset_json["dataset"])
+        return {case: _suffixes(len(entry["images"])) for case, entry in dataset_json["dataset"].items()}
     folder = join(raw_dataset_folder, "imagesTr")
     names = os.listdir(folder) if isdir(folder) else []
-    return set(_channels_of_cases(names, dataset_json["file_ending"]))
+    return _channels_of_cases(names, dataset_json["file_ending"])
 
 
-def _check_cases(folder: str, channels_of: dict[str, list[str]], dataset_json: dict, labeled: set[str]) -> None:
+def _suffixes(n_files: int) -> list[str]:
+    return [f"{channel:04d}" for channel in range(n_files)]
+
+
+def _check_cases(
+    folder: str, channels_of: dict[str, list[str]], dataset_json: dict, labeled: dict[str, list[str]]
+) -> None:
     n_channels = len(_channel_names(dataset_json))
-    expected = [f"{channel:04d}" for channel in range(n_channels)]
+    expected, whose = _suffixes(n_channels), f"dataset.json lists {n_channels}"
+    if n_channels > 1 and labeled and all(channels == _suffixes(1) for channels in labeled.values()):
+        # a color image is one file, whatever its channels
+        expected, whose = _suffixes(1), "the cases of imagesTr are one file each"
     for case, channels in channels_of.items():
         if channels != expected:
             raise UserError(
-                f"case {case} in {folder} has the channels {', '.join(channels)}, but dataset.json lists {n_channels}: "
+                f"case {case} in {folder} has the channels {', '.join(channels)}, but {whose}: "
                 f"expected exactly {', '.join(expected)}; add the missing files or remove those that are too many"
             )
-    both = sorted(labeled & set(channels_of))
+    both = sorted(set(labeled) & set(channels_of))
     if both:
         raise UserError(
             f"{folder} contains cases that have the name of a case in imagesTr ({listing(both)}): remove them if they "
