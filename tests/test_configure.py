@@ -514,10 +514,10 @@ def test_other_values_need_force_and_are_named(place, capsys):
 
 
 def test_a_key_that_the_trainer_does_not_use_is_said(place, capsys):
-    assert configure("-c", "2d", "--name", "mine", "--set", "rampup=0.2", "num_epochs=2") == 0
-    note = "note: nnUNetTrainerSPCon has no 'rampup', which is for nnUNetTrainerMeanTeacher"
+    assert configure("-c", "2d", "--name", "mine", "--set", "teacher_noise=0.2", "num_epochs=2") == 0
+    note = "note: nnUNetTrainerSPCon has no 'teacher_noise', which is for nnUNetTrainerMeanTeacher"
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")] == [note]
-    assert configure("-c", "2d", "--name", "b", "--set", "rampup=0.2", "-tr", "nnUNetTrainerMeanTeacher") == 0
+    assert configure("-c", "2d", "--name", "b", "--set", "teacher_noise=0.2", "-tr", "nnUNetTrainerMeanTeacher") == 0
     assert "note" not in capsys.readouterr().out
 
 
