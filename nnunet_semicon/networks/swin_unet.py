@@ -12,6 +12,7 @@ initialization is random instead of ImageNet's; maps are padded to whole windows
 attention; the last map has the width of the planned network's, so that memory is at most its memory.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -19,8 +20,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
+
+with warnings.catch_warnings():
+    warnings.simplefilter(
+        "ignore", FutureWarning
+    )  # of torchvision, which timm imports
+    from timm.layers import DropPath, Mlp, trunc_normal_
 
 WINDOW = {2: 7, 3: 4}  # tokens along each axis of a window; 7 in the papers
 HEAD_DIM = 32  # channels of an attention head
