@@ -23,9 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore", FutureWarning
-    )  # of torchvision, which timm imports
+    warnings.simplefilter("ignore", FutureWarning)  # of torchvision, which timm imports
     from timm.layers import DropPath, Mlp, trunc_normal_
 
 WINDOW = {2: 7, 3: 4}  # tokens along each axis of a window; 7 in the papers
