@@ -47,13 +47,13 @@ def draw(snapshots: Sequence[tuple[int, Arrays]], path: Path) -> None:
                 shown = below.imshow(_slice(arrays["entropy"][i]), cmap="magma", vmin=0, vmax=max(highest, 1e-6))
                 if i == 0:
                     above.set_title(f"after epoch {epoch}", fontsize=9)
-                if i == 0 and column == len(snapshots):
-                    figure.colorbar(shown, ax=below, shrink=0.8).ax.tick_params(labelsize=7)
         for axis in axes.flat:
             axis.set_axis_off()
-        figure.supxlabel(
-            f"teacher's pseudo-labels and entropy below; boxes: {SHOWN_PER_CLASS} windows of each class", fontsize=9
-        )
+        bar = figure.colorbar(shown, ax=axes, shrink=0.2, aspect=12)
+        bar.set_label("entropy", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
+        note = f"above: teacher's pseudo-labels,\n{SHOWN_PER_CLASS} windows drawn for each class; below: entropy"
+        figure.supxlabel(note, fontsize=9)
         FigureCanvasAgg(figure).print_png(str(path))
 
 
@@ -78,8 +78,7 @@ def _draw_windows(axis: Any, arrays: Arrays, image: int) -> None:
     cells, window = arrays["cells"][:, -2:]
     classes, origins = arrays["window_classes"][image], arrays["windows"][image][:, -2:]
     for label in np.unique(classes[classes >= 0]):
-        boxes = np.unique(origins[classes == label], axis=0)[:SHOWN_PER_CLASS]
-        for top, left in boxes * shape / cells:
+        for top, left in origins[classes == label][:SHOWN_PER_CLASS] * shape / cells:
             height, width = window * shape / cells
             color = COLORS(int(label) % COLORS.N)
             corner = (left - 0.5 + 0.4 * label, top - 0.5 + 0.4 * label)  # boxes of several classes may be the same
