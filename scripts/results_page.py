@@ -1,7 +1,7 @@
 """docs/results.md, from the runs in docs/results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hippocampus_rows import (
     SP_CON_PRETRAIN,
     VARIANTS,
     Cell,
+    Row,
 )
 from performance_page import BENCHMARK
 from result_tables import quality, read_rows, runs_made, section, verdicts, what_is_missing
@@ -139,34 +140,37 @@ def other_labels(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
 
 def local_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
     """Return the tables of the supervised local contrast."""
-    parts = [
-        "## Supervised local contrast: Hippocampus, more labeled scans",
+    command = f"{RUN} --table supervised_local --pretraining-fold {FOLD}"
+    return [
+        "## Supervised local contrast: Hippocampus",
         "The stages of [its page](methods/supervised_local.md), fine-tuned by the second control, and the trainer that "
         "joins the contrast to the segmentation loss. Protocol and controls are those of the first table. Global: the "
         "encoder sees all images, without labels. Local: encoder and decoder see the labeled ones, 4 per step in two "
         "views, as in the authors' code, and for as many iterations.",
+        *by_labeled_scans(results, LOCAL_FOLDS, LOCAL_ROWS, command, benchmark),
     ]
-    for fold, labeled in LOCAL_FOLDS.items():
-        command = f"{RUN} --table supervised_local --fold {fold} --pretraining-fold {FOLD}"
-        parts += [
-            f"### {labeled} of 175 scans labeled: fold {fold}",
-            *section(results / f"hippocampus_fold{fold}", LOCAL_ROWS, command, benchmark),
-        ]
-    return parts
 
 
 def patch_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
     """Return the tables of the pseudo-label guided patch contrast."""
-    parts = [
+    rows = (*CONTROLS, PLGCL_ROW, *PLGCL_VARIANTS)
+    return [
         "## PLGCL: Hippocampus",
         "A re-implementation of the poster ([what is known, what is our choice](methods/plgcl.md)). Protocol and "
         "controls are those of the first table. The method's first row has warm-up, contrast and guidance by entropy.",
+        *by_labeled_scans(results, PLGCL_FOLDS, rows, f"{RUN} --table plgcl", benchmark),
     ]
-    for fold, labeled in PLGCL_FOLDS.items():
-        command = f"{RUN} --table plgcl --fold {fold}"
+
+
+def by_labeled_scans(
+    results: Path, folds: Mapping[int, int], rows: Sequence[Row], command: str, benchmark: dict[str, Any] | None
+) -> list[str]:
+    """Return a table of ``rows`` for each fold; ``folds``: fold -> labeled scans."""
+    parts = []
+    for fold, labeled in folds.items():
         parts += [
             f"### {labeled} of 175 scans labeled: fold {fold}",
-            *section(results / f"hippocampus_fold{fold}", (*CONTROLS, PLGCL_ROW, *PLGCL_VARIANTS), command, benchmark),
+            *section(results / f"hippocampus_fold{fold}", rows, f"{command} --fold {fold}", benchmark),
         ]
     return parts
 

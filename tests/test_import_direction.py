@@ -58,7 +58,6 @@ TABLE = {
             "methods.negatives",
             "methods.meta_contrast",
             "methods.patch_term",
-            "methods.windows",
             "losses",
             "networks",
             "configuration",

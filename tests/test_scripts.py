@@ -123,7 +123,7 @@ def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
 def test_without_measurements_every_cell_is_not_run(tmp_path):
     page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
     rows = [line for line in page.splitlines() if "not run |" in line]
-    assert len(rows) == 4 + 3 + 3 * 10 + 3 * 11 + 4 * 10
+    assert len(rows) == 4 + 3 + 3 * 10 + 4 * 11 + 4 * 10
     for row in rows:
         assert row.count("not run") == 5
     assert "python scripts/run_acdc_labels.py -d 027" in page

@@ -10,7 +10,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle, wr
 from nnunet_semicon.methods.base import Method
 from nnunet_semicon.methods.sp_con import SPCon
 from nnunet_semicon.training import checkpoint as checkpoints
-from nnunet_semicon.training.schedule import FractionPolyLR
+from nnunet_semicon.training.schedule import LearningRates
 from tests.harness import configure, make_trainer, prepare, run_until, scalars_of, started, step
 from tests.tiny import read_json, write_json
 
@@ -49,7 +49,7 @@ def test_every_group_keeps_its_own_learning_rate():
     weight, bias = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
     first = torch.optim.SGD([{"params": [weight], "lr": 0.1}, {"params": [bias], "lr": 0.02}])
     second = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))], lr=1e-3)
-    schedule = FractionPolyLR([first, second], epochs=10)
+    schedule = LearningRates([first, second], epochs=10)
     schedule.step(5)
     factor = 0.5**0.9
     assert [group["lr"] for group in first.param_groups] == pytest.approx([0.1 * factor, 0.02 * factor])

@@ -39,25 +39,6 @@ def resized_classes(classes: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(classes[:, None].float(), size=tuple(size), mode="nearest-exact")[:, 0].long()
 
 
-def class_probabilities(logits: Tensor, has_regions: bool) -> Tensor:
-    """Return the probability of every class of :func:`pixel_classes`.
-
-    Args:
-        logits: (B, C, *S) of classes, or (B, R, *S) of regions, at full resolution.
-        has_regions: whether channels are regions: each of their 2^R combinations is a class.
-
-    Returns:
-        (B, C, *S), or (B, 2^R, *S) with regions taken as independent; float32 at least, sums to 1 over axis 1.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if not has_regions:
-        return torch.softmax(logits, dim=1)
-    combined = torch.ones_like(logits[:, :1])
-    for region in torch.sigmoid(logits).split(1, dim=1):
-        combined = torch.cat([combined * (1 - region), combined * region], dim=1)
-    return combined
-
-
 @dataclass(frozen=True)
 class TwoStreamBatch:
     """Labeled and unlabeled images of one step; labeled-ness is carried by the row, never by a target value.

@@ -4,7 +4,7 @@
 
 (Basak and Yin, CVPR 2023.) The method (:mod:`nnunet_semicon.methods.plgcl`) says what class each pixel has and how sure
 the teacher is; the loss is that of :mod:`nnunet_semicon.losses.patch_contrast`, the windows are those of
-:mod:`nnunet_semicon.methods.windows`.
+:mod:`nnunet_semicon.losses.windows`.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,7 @@ from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE
 from nnunet_semicon.losses.pairs import pairs_by_label
 from nnunet_semicon.losses.patch_contrast import patch_contrast
-from nnunet_semicon.methods.base import BuildContext
-from nnunet_semicon.methods.negatives import NegativesWatch
-from nnunet_semicon.methods.windows import (
+from nnunet_semicon.losses.windows import (
     GUIDANCE,
     Drawn,
     WindowGrid,
@@ -33,6 +31,8 @@ from nnunet_semicon.methods.windows import (
     pixels_in_windows,
     pooled,
 )
+from nnunet_semicon.methods.base import BuildContext
+from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.heads import Projector
 from nnunet_semicon.networks.queue import ClassQueues
 from nnunet_semicon.networks.taps import BOTTLENECK, decoder_tap

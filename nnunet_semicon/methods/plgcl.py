@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import Derived, Facts
-from nnunet_semicon.data.batch import TwoStreamBatch, class_probabilities, pixel_classes
+from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.consistency import sigmoid_cross_entropy, softmax_cross_entropy
 from nnunet_semicon.losses.entropy import binary_entropy
+from nnunet_semicon.losses.pseudo_label import class_probabilities
 from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
 from nnunet_semicon.methods.base import (
     BuildContext,

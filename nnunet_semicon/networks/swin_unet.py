@@ -9,7 +9,7 @@ is set (off), as there.
 
 Deviations: widths, strides and the number of stages follow the planned network instead of being those of Swin-T;
 initialization is random instead of ImageNet's; maps are padded to whole windows, and what pads is masked out of
-attention; the last map has the width of the planned network's, so that memory is at most its memory.
+attention; the last map has the width of the planned network's, which costs less memory than 96 channels.
 """
 
 import warnings
@@ -52,7 +52,7 @@ class SwinPlan:
 
 
 def plan_swin(features_per_stage: Sequence[int], strides: Sequence[Sequence[int]]) -> SwinPlan:
-    """Derive a network from a planned one that costs more memory.
+    """Derive a network from a planned one.
 
     Tokens take the place of the first stages, as long as no side of a token exceeds 4 voxels; every further stage of
     the plan is a stage here, with the plan's strides and at most the plan's width there.
@@ -69,7 +69,6 @@ def plan_swin(features_per_stage: Sequence[int], strides: Sequence[Sequence[int]
             break
         token, first = wanted, first + 1
     planned = features_per_stage[first - 1 :] if first else features_per_stage
-    width = EMBED_DIM
     widths = []
     for level, at_most in enumerate(planned):
         width = min(EMBED_DIM * 2**level, at_most)
@@ -106,13 +105,13 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor, may_see: Tensor) -> Tensor:
         """Map (B, W, T, C) to the same shape; ``may_see`` (W, T, T) bool."""
         b, n_windows, n_tokens, width = tokens.shape
-        qkv = self.qkv(tokens).view(b * n_windows, n_tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(tokens).view(b, n_windows, n_tokens, 3, self.heads, -1)
+        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # (B, W heads, T, C / heads) each
         bias = self.bias[self.index].permute(2, 0, 1)  # (heads, T, T)
         hidden = torch.zeros_like(may_see, dtype=bias.dtype).masked_fill_(~may_see, torch.finfo(torch.float16).min)
-        mask = (bias + hidden[:, None]).repeat(b, 1, 1, 1)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype))
-        result: Tensor = self.project(out.transpose(1, 2).reshape(b, n_windows, n_tokens, width))
+        mask = (bias + hidden[:, None]).flatten(0, 1).to(query.dtype)  # (W heads, T, T), the same for all images
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask).unflatten(1, (n_windows, self.heads))
+        result: Tensor = self.project(out.transpose(2, 3).reshape(b, n_windows, n_tokens, width))
         return result
 
 

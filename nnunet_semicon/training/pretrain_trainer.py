@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from nnunet_semicon.configuration.rules import FEW_EMBEDDINGS, RowPlan
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.base import PretrainMethod, StudentOutput
-from nnunet_semicon.training.schedule import WarmupCosine
+from nnunet_semicon.training.schedule import LearningRates, warmup_cosine
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.streams import Augmentation, two_streams
 
@@ -41,13 +42,9 @@ class PretrainTrainer(SemiTrainer):
     def _trained_parameters(self) -> Iterable[nn.Parameter]:
         return self.plain_network.parameters()
 
-    def _schedule(self, optimizers: list[Optimizer]) -> WarmupCosine:
-        return WarmupCosine(optimizers, self.num_epochs, self.resolved.config.warmup)
-
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step; the learning rate follows the progress of the run within the epoch too."""
-        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
-        return super().train_step(batch)
+    def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
+        rate = partial(warmup_cosine, warmup=self.resolved.config.warmup)
+        return LearningRates(optimizers, self.num_epochs, rate, every_step=True)
 
     # ------------------------------------------------------------------ validation
 

@@ -1,93 +1,61 @@
 """Learning-rate schedules for any number of optimizers; each group keeps its own base learning rate."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch.optim import Optimizer
 
-
-class FractionPolyLR:
-    """``lr = base_lr * (1 - epoch / epochs) ** 0.9`` for every group, from the group's own base learning rate.
-
-    nnU-Net's scheduler gives all groups the same rate. The arithmetic is nnU-Net's, so that the rates are equal bit by
-    bit.
-
-    Args:
-        optimizers: their groups' present learning rates are the base rates.
-        epochs: length of the run.
-        exponent: of the polynomial.
-    """
-
-    def __init__(self, optimizers: Sequence[Optimizer], epochs: int, exponent: float = 0.9) -> None:
-        self.optimizers = optimizers
-        self.epochs = epochs
-        self.exponent = exponent
-        self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-
-    def step(self, epoch: int) -> None:
-        """Set the learning rates of ``epoch``."""
-        for optimizer, base in zip(self.optimizers, self.base, strict=True):
-            for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = lr * (1 - epoch / self.epochs) ** self.exponent
+EXPONENT = 0.9  # of the polynomial, nnU-Net's
 
 
-class WarmupPoly:
-    """Linear warm-up from 1/1000 of the base learning rate, then ``(1 - t)^0.9`` (MCSC, authors' code).
-
-    Args:
-        optimizers: their groups' present learning rates are the base rates.
-        epochs: length of the run.
-        warmup: part of the run over which the learning rate grows, in [0, 1].
-    """
-
-    START = 1e-3  # of the base rate
-    EXPONENT = 0.9
-
-    def __init__(self, optimizers: Sequence[Optimizer], epochs: int, warmup: float) -> None:
-        self.optimizers = optimizers
-        self.epochs = epochs
-        self.warmup = warmup
-        self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-
-    def step(self, epoch: float) -> None:
-        """Set the learning rates of ``epoch``; a fraction is a moment within it."""
-        done = epoch / self.epochs
-        if done < self.warmup:
-            factor = self.START + (1 - self.START) * done / self.warmup
-        else:
-            factor = (1 - done) ** self.EXPONENT
-        for optimizer, base in zip(self.optimizers, self.base, strict=True):
-            for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = factor * lr
+def poly(done: float, base: float) -> float:
+    """``base (1 - done)^0.9``; the arithmetic is nnU-Net's, so that the rates are equal bit by bit."""
+    return float(base * (1 - done) ** EXPONENT)
 
 
-class WarmupCosine:
-    """Linear warm-up from 1/400 of the base learning rate, then cosine to 1e-7 (SP-Con supplement, Fig. 5).
+def warmup_poly(done: float, base: float, warmup: float) -> float:
+    """Linear warm-up from 1/1000 of ``base``, then :func:`poly` (MCSC, authors' code); ``warmup`` in [0, 1]."""
+    return base * _growth(1e-3, done, warmup) if done < warmup else poly(done, base)
+
+
+def warmup_cosine(done: float, base: float, warmup: float) -> float:
+    """Linear warm-up from 1/400 of ``base``, then cosine to 1e-7 (SP-Con supplement, Fig. 5); ``warmup`` in [0, 1]."""
+    if done < warmup:
+        return base * _growth(1 / 400, done, warmup)
+    end = 1e-7
+    after = (done - warmup) / (1 - warmup) if warmup < 1 else 1.0
+    return end + (base - end) * (1 + math.cos(math.pi * min(after, 1.0))) / 2
+
+
+def _growth(start: float, done: float, warmup: float) -> float:
+    return start + (1 - start) * done / warmup
+
+
+class LearningRates:
+    """Sets the learning rate of every group; nnU-Net's own scheduler gives all groups the same one.
 
     Args:
         optimizers: their groups' present learning rates are the base rates.
         epochs: length of the run.
-        warmup: part of the run over which the learning rate grows, in [0, 1].
+        rate: finished part of the run in [0, 1], base rate -> rate.
+        every_step: rates change within an epoch too.
     """
 
-    START = 1 / 400  # of the base rate
-    END = 1e-7
-
-    def __init__(self, optimizers: Sequence[Optimizer], epochs: int, warmup: float) -> None:
-        self.optimizers = optimizers
+    def __init__(
+        self,
+        optimizers: Sequence[Optimizer],
+        epochs: int,
+        rate: Callable[[float, float], float] = poly,
+        every_step: bool = False,
+    ) -> None:
         self.epochs = epochs
-        self.warmup = warmup
+        self.rate = rate
+        self.every_step = every_step
+        self.optimizers = optimizers
         self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, epoch: float) -> None:
         """Set the learning rates of ``epoch``; a fraction is a moment within it."""
-        done = epoch / self.epochs
-        for optimizer, base in zip(self.optimizers, self.base, strict=True):
-            for group, lr in zip(optimizer.param_groups, base, strict=True):
-                group["lr"] = self._rate(done, lr)
-
-    def _rate(self, done: float, base: float) -> float:
-        if done < self.warmup:
-            return base * (self.START + (1 - self.START) * done / self.warmup)
-        after = (done - self.warmup) / (1 - self.warmup) if self.warmup < 1 else 1.0
-        return self.END + (base - self.END) * (1 + math.cos(math.pi * min(after, 1.0))) / 2
+        for optimizer, of_groups in zip(self.optimizers, self.base, strict=True):
+            for group, base in zip(optimizer.param_groups, of_groups, strict=True):
+                group["lr"] = self.rate(epoch / self.epochs, base)

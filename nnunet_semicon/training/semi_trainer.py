@@ -34,7 +34,7 @@ from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.scalars import ScalarLog
-from nnunet_semicon.training.schedule import FractionPolyLR
+from nnunet_semicon.training.schedule import LearningRates
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.stream_trainer import StreamTrainer
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
@@ -126,8 +126,8 @@ class SemiTrainer(StreamTrainer):
         optimizer, _ = super().configure_optimizers()
         return optimizer, self._schedule([optimizer])
 
-    def _schedule(self, optimizers: list[Optimizer]) -> Any:
-        return FractionPolyLR(optimizers, self.num_epochs)
+    def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
+        return LearningRates(optimizers, self.num_epochs)
 
     def _build_method(self) -> None:
         needs = self.resolved.needs
@@ -231,6 +231,8 @@ class SemiTrainer(StreamTrainer):
             self.current_epoch * self.num_iterations_per_epoch + self._iteration,
             self.num_epochs * self.num_iterations_per_epoch,
         )
+        if self.lr_scheduler.every_step:
+            self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():

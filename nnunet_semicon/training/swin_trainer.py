@@ -1,5 +1,6 @@
 """Trains a shifted-window U-Net in the place of the planned network; nnU-Net's prediction finds it by its trainer."""
 
+from functools import partial
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -9,7 +10,7 @@ from torch.optim import AdamW, Optimizer
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
 from nnunet_semicon.networks.swin_weights import load_swin_weights
-from nnunet_semicon.training.schedule import WarmupPoly
+from nnunet_semicon.training.schedule import LearningRates, warmup_poly
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 
 
@@ -52,10 +53,6 @@ class SwinTrainer(SemiTrainer):
         optimizer = AdamW(self.plain_network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, self._schedule([optimizer])
 
-    def _schedule(self, optimizers: list[Optimizer]) -> WarmupPoly:
-        return WarmupPoly(optimizers, self.num_epochs, self.resolved.config.warmup)
-
-    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """One step; the learning rate follows the progress of the run within the epoch too."""
-        self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
-        return super().train_step(batch)
+    def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
+        rate = partial(warmup_poly, warmup=self.resolved.config.warmup)
+        return LearningRates(optimizers, self.num_epochs, rate, every_step=True)

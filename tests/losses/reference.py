@@ -156,31 +156,30 @@ def uniformity(z, rows):
     return math.log(sum(potentials) / len(potentials)) if potentials else 0.0
 
 
-def mean_squared_distance(student_logits, teacher_logits, probabilities):
-    """Mean over pixels of the sum over classes of squared differences; ``probabilities`` maps a list of C logits."""
+def mean_over_pixels(student_logits, teacher_logits, probabilities, term):
+    """Mean over pixels of the sum over classes of term(p_s, p_t); ``probabilities`` maps a list of C logits."""
     per_pixel = []
     for s_image, t_image in zip(student_logits.double(), teacher_logits.double(), strict=True):
         classes = s_image.shape[0]
         s_pixels, t_pixels = s_image.reshape(classes, -1).T.tolist(), t_image.reshape(classes, -1).T.tolist()
         for s_logits, t_logits in zip(s_pixels, t_pixels, strict=True):
-            p_s, p_t = probabilities(s_logits), probabilities(t_logits)
-            per_pixel.append(sum((t - s) ** 2 for s, t in zip(p_s, p_t, strict=True)))
+            pairs = zip(probabilities(s_logits), probabilities(t_logits), strict=True)
+            per_pixel.append(sum(term(p_s, p_t) for p_s, p_t in pairs))
     return sum(per_pixel) / len(per_pixel)
+
+
+def mean_squared_distance(student_logits, teacher_logits, probabilities):
+    """Mean over pixels of the sum over classes of squared differences."""
+    return mean_over_pixels(student_logits, teacher_logits, probabilities, lambda s, t: (t - s) ** 2)
 
 
 def mean_cross_entropy(student_logits, teacher_logits, probabilities, per_region):
     """Mean over pixels of the sum over classes of -p_t log p_s; with regions also of the complement."""
-    per_pixel = []
-    for s_image, t_image in zip(student_logits.double(), teacher_logits.double(), strict=True):
-        classes = s_image.shape[0]
-        s_pixels, t_pixels = s_image.reshape(classes, -1).T.tolist(), t_image.reshape(classes, -1).T.tolist()
-        for s_logits, t_logits in zip(s_pixels, t_pixels, strict=True):
-            pairs = list(zip(probabilities(s_logits), probabilities(t_logits), strict=True))
-            value = -sum(t * math.log(s) for s, t in pairs)
-            if per_region:
-                value -= sum((1 - t) * math.log(1 - s) for s, t in pairs)
-            per_pixel.append(value)
-    return sum(per_pixel) / len(per_pixel)
+
+    def term(s, t):
+        return -t * math.log(s) - ((1 - t) * math.log(1 - s) if per_region else 0)
+
+    return mean_over_pixels(student_logits, teacher_logits, probabilities, term)
 
 
 def softmax(logits):

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from nnunet_semicon import trainers
-from nnunet_semicon.data.batch import TwoStreamBatch, class_probabilities, pixel_classes
+from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.consistency import softmax_cross_entropy
 from nnunet_semicon.losses.pairs import pairs_by_label
 from nnunet_semicon.losses.patch_contrast import patch_contrast
+from nnunet_semicon.losses.pseudo_label import class_probabilities
 from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
+from nnunet_semicon.losses.windows import GUIDANCE, pooled
 from nnunet_semicon.methods.base import finest
 from nnunet_semicon.methods.patch_term import PATCHES
-from nnunet_semicon.methods.windows import GUIDANCE, pooled
 from tests.harness import (
     SPLIT,
     capture_gradients,

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nnunet_semicon.methods import windows
-from nnunet_semicon.methods.windows import (
+from nnunet_semicon.losses import windows
+from nnunet_semicon.losses.windows import (
     LEAST_PIXELS,
     Drawn,
     WindowGrid,
