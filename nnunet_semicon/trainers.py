@@ -1,5 +1,7 @@
 """The catalogue: every trainer name that nnU-Net can find with ``-tr``."""
 
+from nnunet_semicon.methods.cross_supervision import CrossSupervision
+from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.methods.mean_teacher import MeanTeacher
 from nnunet_semicon.methods.plgcl import PLGCL
 from nnunet_semicon.methods.sp_con import SPCon
@@ -13,6 +15,9 @@ from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.swin_trainer import SwinTrainer
 
 __all__ = [
+    "nnUNetTrainerCPS",
+    "nnUNetTrainerCrossTeaching",
+    "nnUNetTrainerMCSC",
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerMetaContrastPretrain",
     "nnUNetTrainerPLGCL",
@@ -36,6 +41,25 @@ class nnUNetTrainerMeanTeacher(SemiTrainer):
     """Unlabeled scans through consistency with a moving average of the network."""
 
     method_class = MeanTeacher
+
+
+class nnUNetTrainerCPS(SemiTrainer):
+    """Two convolutional networks from different random weights, each taught by the other's predictions."""
+
+    method_class = CrossSupervision
+    defaults = {"second_network": "plain_unet", "cross_loss": "cross_entropy"}  # noqa: RUF012
+
+
+class nnUNetTrainerCrossTeaching(SemiTrainer):
+    """The planned network and a Transformer, each taught by the other's predictions."""
+
+    method_class = CrossSupervision
+
+
+class nnUNetTrainerMCSC(SemiTrainer):
+    """The planned network and a Transformer teach each other and contrast their pixels at several scales."""
+
+    method_class = MCSC
 
 
 class nnUNetTrainerSPCon(SemiTrainer):

@@ -176,9 +176,26 @@ PLGCL_VARIANTS = (
     Row(PLGCL, LABELED_PER_STEP, "image", ("patch_source=image",), words="windows encoded again"),
 )
 
+# two networks that teach each other; rows of MCSC: the poster's ablation A1, then of A2 what differs here: the planned
+# network has no map at 1/8, so that this scale is taken at 1/4
+SWIN, CPS, TEACHING, MCSC = (f"{PREFIX}{name}" for name in ("SwinUNet", "CPS", "CrossTeaching", "MCSC"))
+MCSC_FOLDS = {2: 4, 0: 1}  # fold -> labeled scans
+MCSC_ROW = Row(MCSC, LABELED_PER_STEP)
+MCSC_BASELINES = (Row(SWIN, LABELED_PER_STEP), Row(CPS, LABELED_PER_STEP), Row(TEACHING, LABELED_PER_STEP))
+_SCALE_1 = ("scales.1/8=0",)
+_UNBALANCED = ("balanced=false", *_SCALE_1)
+MCSC_VARIANTS = (
+    Row(MCSC, LABELED_PER_STEP, "scl", ("cross_labels=false", *_UNBALANCED), words="contrast alone, scale 1"),
+    Row(MCSC, LABELED_PER_STEP, "cross", _UNBALANCED, words="with cross labels, scale 1"),
+    Row(MCSC, LABELED_PER_STEP, "scale1", _SCALE_1, words="balanced too, scale 1"),
+    Row(MCSC, LABELED_PER_STEP, "scale8", ("scales.1=0",), words="scale 1/8 alone"),
+    Row(MCSC, LABELED_PER_STEP, "no_background", ("background_anchors=false",), words="no background anchors"),
+)
+
 # table -> its rows, in the order in which they are run: what the table cannot do without first
 TABLES: dict[str, tuple[Sequence[Row], ...]] = {
     "sp_con": (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT),
     "supervised_local": ((*CONTROLS, LOCAL_EXACT, LOCAL_JOINT), LOCAL_OTHERS),
     "plgcl": ((*CONTROLS, PLGCL_ROW), PLGCL_VARIANTS),
+    "mcsc": ((*CONTROLS, MCSC_ROW), MCSC_BASELINES, MCSC_VARIANTS),
 }

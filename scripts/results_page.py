@@ -14,6 +14,10 @@ from hippocampus_rows import (
     LABELED_PER_STEP,
     LOCAL_FOLDS,
     LOCAL_ROWS,
+    MCSC_BASELINES,
+    MCSC_FOLDS,
+    MCSC_ROW,
+    MCSC_VARIANTS,
     METHODS,
     OTHERS_FINE_TUNED,
     PLGCL_FOLDS,
@@ -79,6 +83,7 @@ def results_page(results: Path) -> str:
         acdc_labels(results / ACDC_LABELS),
         *local_contrast(results, benchmark),
         *patch_contrast(results, benchmark),
+        *two_networks(results, benchmark),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -159,6 +164,18 @@ def patch_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]
         "A re-implementation of the poster ([what is known, what is our choice](methods/plgcl.md)). Protocol and "
         "controls are those of the first table. The method's first row has warm-up, contrast and guidance by entropy.",
         *by_labeled_scans(results, PLGCL_FOLDS, rows, f"{RUN} --table plgcl", benchmark),
+    ]
+
+
+def two_networks(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
+    """Return the tables of the methods that train two networks."""
+    rows = (*CONTROLS, *MCSC_BASELINES, MCSC_ROW, *MCSC_VARIANTS)
+    return [
+        "## Two networks that teach each other: Hippocampus",
+        "[CPS and cross teaching](methods/cross_supervision.md), and [MCSC](methods/mcsc.md) with the rows of its "
+        "ablation. Protocol and controls are those of the first table; the numbers are those of the planned network. "
+        "It has no map at 1/8 here: that scale is taken at 1/4.",
+        *by_labeled_scans(results, MCSC_FOLDS, rows, f"{RUN} --table mcsc", benchmark),
     ]
 
 

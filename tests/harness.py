@@ -11,6 +11,7 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform, blur_dimension
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.run_training import get_trainer_from_args
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.plans import add_configuration, write_plans
@@ -126,6 +127,8 @@ def run_until(trainer: SemiTrainer, epoch: int | None, monkeypatch: pytest.Monke
         begin()
 
     monkeypatch.setattr(trainer, "on_epoch_start", maybe_stop)
+    # nnU-Net draws its figure after every epoch, which takes as long as all else here; the stock commands draw it
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda _, folder: Path(folder, "progress.png").touch())
     with suppress(Stopped):
         trainer.run_training()
     return trainer

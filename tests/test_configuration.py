@@ -2,10 +2,12 @@
 
 import json
 import math
+from typing import get_type_hints
 
 import pytest
 
-from nnunet_semicon.configuration.config import RunConfig, check_keys, resolve
+from nnunet_semicon import trainers
+from nnunet_semicon.configuration.config import RunConfig, check_keys, keys_of, resolve
 from nnunet_semicon.configuration.rules import SliceExtent, gamma_range, partitions, plan_rows, queue_size
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.sp_con import SPConConfig
@@ -105,3 +107,14 @@ def test_every_value_is_written_with_its_reason(training):
     assert settings["num_epochs"] == {"value": 2, "reason": "set in the plans"}
     assert all(entry["reason"] for entry in settings.values())
     assert {"gamma_start", "gamma_end", "queue_size", "partitions", "labeled_per_step"} <= settings.keys()
+
+
+def test_trainers_that_share_a_key_allow_the_same_values():
+    """A configuration may be used with several trainers, so `semicon configure` checks a value against all of them."""
+    allowed = {}
+    for name in trainers.__all__:
+        config = getattr(trainers, name).method_class.Config
+        types = get_type_hints(config)
+        for key, f in keys_of(config).items():
+            value = (types[f.name], f.metadata["low"], f.metadata["high"], f.metadata["choices"])
+            assert allowed.setdefault(key, value) == value, f"{key} of {name}"

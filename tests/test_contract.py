@@ -1,11 +1,13 @@
 """What every trainer of the catalogue must do; a new trainer is tested by existing."""
 
 import math
+import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_semicon import trainers
 from nnunet_semicon.data.batch import TwoStreamBatch
@@ -69,6 +71,8 @@ def test_unlabeled_rows_reach_the_student_and_nothing_reaches_a_teacher(training
     assert student
     assert sum(float(g.abs().sum()) for g in student) > 0
     for key, parameter in trainer.method.named_parameters():
+        if key in coarse_heads(trainer.method):
+            continue
         if parameter.requires_grad:
             assert gradients[f"method.{key}"].abs().sum() > 0, f"{key} is never trained"
         else:
@@ -83,7 +87,10 @@ def test_another_unlabeled_image_gives_another_loss(training, monkeypatch, name)
         without_supervision(trainer, monkeypatch)
         trainer.current_epoch = 1
         batch = next(trainer.dataloader_train)
-        batch["views"] = batch["views"] + change * torch.linspace(-1, 1, batch["views"].shape[-1])
+        gradient = change * torch.linspace(-1, 1, batch["views"].shape[-1])
+        batch["views"] = batch["views"] + gradient
+        if len(batch["views"]) == 0:  # the method sees one view, that beside the labeled rows
+            batch["image"][batch["n_labeled"] :] += gradient
         torch.manual_seed(0)
         losses.append(float(step(trainer, batch)["loss"]))
     assert losses[0] != losses[1]
@@ -118,7 +125,7 @@ def test_labels_of_unlabeled_cases_are_never_read(tiny, tmp_path, monkeypatch, n
 def test_resumed_equals_uninterrupted(training, monkeypatch, name, parent):
     reproducible_blur(monkeypatch)
     configuration = f"{parent}_resume"
-    configure(training, configuration, f"{parent}_short", num_epochs=4, save_every=2)
+    configure(training, configuration, f"{parent}_short", num_epochs=3, save_every=2)
 
     whole = state_of(run_until(make_trainer(name, configuration), None, monkeypatch))
     run_until(make_trainer(name, configuration), 2, monkeypatch)
@@ -130,7 +137,7 @@ def test_resumed_equals_uninterrupted(training, monkeypatch, name, parent):
 
     assert differing(whole, state_of(resumed)) == []
     assert differing(whole, halfway), "the comparison compares nothing"
-    assert [row["epoch"] for row in scalars_of(resumed)] == [0, 1, 2, 3]
+    assert [row["epoch"] for row in scalars_of(resumed)] == [0, 1, 2]
 
 
 @every_trainer
@@ -144,13 +151,19 @@ def test_two_processes_train_one_model(training, name, parent):
 
 
 @every_trainer
-def test_stock_predictor_loads_the_checkpoint(training, monkeypatch, name):
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+@every_dimension
+def test_a_finished_run_has_live_scalars_and_a_checkpoint_for_the_stock_predictor(training, monkeypatch, name, parent):
+    trainer = run_until(make_trainer(name, f"{parent}_short"), None, monkeypatch)
 
-    trainer = run_until(make_trainer(name, "2d_short"), None, monkeypatch)
+    rows = scalars_of(trainer)
+    assert len(rows) == 2
+    for scalar in ("loss", *trainer.method.scalar_names):
+        values = [row[scalar] for row in rows]
+        assert all(math.isfinite(v) for v in values), scalar
+        assert any(v != 0 for v in values), f"{scalar} is always zero"
+
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
-
     stored = torch.load(f"{trainer.output_folder}/checkpoint_final.pth", weights_only=False)
     assert set(stored) - {"semicon"} == STOCK_KEYS
     assert stored["network_weights"].keys() == predictor.network.state_dict().keys()
@@ -160,23 +173,18 @@ def test_stock_predictor_loads_the_checkpoint(training, monkeypatch, name):
 
 
 @every_trainer
-@every_dimension
-def test_every_advertised_scalar_is_alive(training, monkeypatch, name, parent):
-    trainer = run_until(make_trainer(name, f"{parent}_short"), None, monkeypatch)
-    rows = scalars_of(trainer)
-    assert len(rows) == 2
-    for scalar in ("loss", *trainer.method.scalar_names):
-        values = [row[scalar] for row in rows]
-        assert all(math.isfinite(v) for v in values), scalar
-        assert any(v != 0 for v in values), f"{scalar} is always zero"
-
-
-@every_trainer
 def test_every_hyper_parameter_is_documented(name):
     from dataclasses import fields
 
     for f in fields(getattr(trainers, name).method_class.Config):
         assert f.metadata["help"], f.name
+
+
+def coarse_heads(method) -> set[str]:
+    """Deep-supervision heads of a second network below the full resolution: they learn from labels alone."""
+    heads = [re.fullmatch(r"(.*\.seg_layers\.)(\d+)\.\w+", key) for key, _ in method.named_parameters()]
+    last = max((int(head[2]) for head in heads if head), default=0)
+    return {head[0] for head in heads if head and int(head[2]) < last}
 
 
 STOCK_KEYS = {

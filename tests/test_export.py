@@ -54,7 +54,7 @@ def test_the_student_is_the_trained_network_under_the_stock_name(trained, export
 
 
 def test_the_teacher_is_the_moving_average(trained, export, tmp_path):
-    assert export("--weights", "teacher") == 0
+    assert export("--network", "teacher") == 0
     weights, checkpoint = exported(tmp_path)["network_weights"], stored(trained)
     assert differing(weights, checkpoint["network_weights"])
     teacher = {key: checkpoint["semicon"]["method"][f"teacher.module.{key}"] for key in weights}
@@ -67,7 +67,7 @@ def test_the_teacher_is_the_moving_average(trained, export, tmp_path):
 
 @pytest.mark.parametrize("weights", ["student", "teacher"])
 def test_nnunet_zips_what_was_exported(export, tmp_path, monkeypatch, weights):
-    assert export("--weights", weights) == 0
+    assert export("--network", weights) == 0
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "out"))
     export_pretrained_model(901, str(tmp_path / "model.zip"), ("2d_short",), folds=("0",))
     names = set(zipfile.ZipFile(tmp_path / "model.zip").namelist())
@@ -94,7 +94,7 @@ MISTAKES = {
         ["-tr", "nnUNetTrainerSwinUNet"],
         ["nnUNetTrainerSwinUNet trains a network that nnU-Net alone cannot build", "install this package there"],
     ),
-    "no teacher": (["-tr", CONTROL, "--weights", "teacher"], [CONTROL, "has no teacher", "--weights student"]),
+    "no teacher": (["-tr", CONTROL, "--network", "teacher"], [CONTROL, "has no teacher", "--network student"]),
 }
 
 
@@ -109,7 +109,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(export, tmp_path, c
 def test_an_existing_target_is_kept(export, tmp_path, capsys):
     assert export() == 0
     before = exported(tmp_path)["network_weights"]
-    assert export("--weights", "teacher") == 1
+    assert export("--network", "teacher") == 1
     assert_sentence(capsys.readouterr().err, str(tmp_path / "out" / EXPORTED), "exists", "another -o")
     assert differing(before, exported(tmp_path)["network_weights"]) == []
 

@@ -58,6 +58,8 @@ TABLE = {
             "methods.negatives",
             "methods.meta_contrast",
             "methods.patch_term",
+            "methods.scale_term",
+            "methods.second_network",
             "losses",
             "networks",
             "configuration",

@@ -123,14 +123,14 @@ def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
 def test_without_measurements_every_cell_is_not_run(tmp_path):
     page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
     rows = [line for line in page.splitlines() if "not run |" in line]
-    assert len(rows) == 4 + 3 + 3 * 10 + 4 * 11 + 4 * 10
+    assert len(rows) == 4 + 3 + 3 * 10 + 4 * 11 + 4 * 10 + 2 * 11
     for row in rows:
         assert row.count("not run") == 5
     assert "python scripts/run_acdc_labels.py -d 027" in page
     assert "12 of 12 runs of this table are not made" in page
     assert "beats" not in page.split("performance.md)")[1]
     assert page.count("30 of 30 runs of this table are not made") == 3 + 4
-    assert page.count("33 of 33 runs of this table are not made") == 3  # 9, 18 and 35 labeled scans
+    assert page.count("33 of 33 runs of this table are not made") == 4 + 2  # local contrast; two networks
     assert "No benchmark is run yet" in performance
 
 

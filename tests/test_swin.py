@@ -23,11 +23,13 @@ DEEP = plan_swin([8, 16, 16, 16], [[1, 1, 1], [1, 2, 2], [1, 2, 2], [2, 2, 2]])
 
 
 def test_sizes_follow_from_the_planned_network():
-    assert SwinPlan((4, 4), ((2, 2),), (96, 192), 32) == FLAT
-    assert SwinPlan((1, 4, 4), ((2, 2, 2),), (16, 16), 8) == DEEP
+    assert SwinPlan((4, 4), ((2, 2),), (96, 192), 32, 2) == FLAT
+    assert SwinPlan((1, 4, 4), ((2, 2, 2),), (16, 16), 8, 2) == DEEP
     strides = [[1, 1], [2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
-    assert plan_swin([32, 64, 128, 256, 512, 512], strides) == SwinPlan((4, 4), ((2, 2),) * 3, (96, 192, 384, 512), 32)
-    assert plan_swin([32, 64], [[1, 1], [4, 4]]) == SwinPlan((1, 1), ((4, 4),), (32, 64), 32)
+    assert plan_swin([32, 64, 128, 256, 512, 512], strides) == SwinPlan(
+        (4, 4), ((2, 2),) * 3, (96, 192, 384, 512), 32, 2
+    )
+    assert plan_swin([32, 64], [[1, 1], [4, 4]]) == SwinPlan((1, 1), ((4, 4),), (32, 64), 32, 0)
 
 
 @pytest.mark.parametrize(("plan", "shape"), [(FLAT, (56, 40)), (FLAT, (33, 70)), (FLAT, (8, 5)), (DEEP, (5, 30, 44))])

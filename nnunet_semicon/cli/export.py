@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
+from nnunet_semicon.configuration.architecture import CLASSES, unet_architecture
 from nnunet_semicon.errors import UserError, listing
 
 EXAMPLE = """example:
@@ -13,6 +15,8 @@ EXAMPLE = """example:
   nnUNet_results=EXPORT nnUNetv2_predict -d 027 -c 2d -f 0 -i IN -o OUT           # needs no nnunet_semicon
   nnUNet_results=EXPORT nnUNetv2_export_model_to_zip -d 027 -c 2d -f 0 -o model.zip"""
 
+STOCK_TRAINER, SWIN_TRAINER = "nnUNetTrainer", "nnUNetTrainerSwinUNet"  # who builds the exported network
+SECOND_FOLDER = "second"  # in the fold folder, with the validation of the second network
 NOT_VALIDATED = {"note": "no validation was run with these weights"}
 
 
@@ -25,7 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
     parser.add_argument("-f", nargs="+", default=["0"], metavar="FOLD", help="folds (default: 0)")
     parser.add_argument("-o", required=True, metavar="FOLDER", help="new or empty folder, used as nnUNet_results there")
-    parser.add_argument("--weights", choices=("student", "teacher"), default="student", help="default: %(default)s")
+    parser.add_argument(
+        "--network",
+        "--weights",
+        choices=("student", "teacher", "second"),
+        default="student",
+        help="teacher: the moving average; second: the network beside the student (default: %(default)s)",
+    )
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: %(default)s")
 
 
@@ -35,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunet_semicon import trainers
     from nnunet_semicon.cli.common import dataset_name, results_folder
-    from nnunet_semicon.training.checkpoint import STOCK_TRAINER
 
     trainer = getattr(trainers, args.tr, None)
     if trainer is not None and trainer.method_class.needs.stage == "pretrain":
@@ -50,21 +59,24 @@ def run(args: argparse.Namespace) -> int:
         )
     results_folder()
     name = dataset_name(args.d)
-    source = Path(get_output_folder(name, args.tr, args.p, args.c))
-    target = Path(args.o) / name / f"{STOCK_TRAINER}__{args.p}__{args.c}"
     if Path(args.o).is_file():
         raise UserError(f"{args.o} is a file: expected a new or empty folder; choose another -o")
+    source = Path(get_output_folder(name, args.tr, args.p, args.c))
+    paths = {fold: _find_checkpoint(source, fold, args.checkpoint) for fold in args.f}
+    kind = _second_kind(next(iter(paths.values())), args) if args.network == "second" else None
+    built_by = SWIN_TRAINER if kind == "swin_unet" else STOCK_TRAINER
+    target = Path(args.o) / name / f"{built_by}__{args.p}__{args.c}"
     if target.exists():
         raise UserError(f"{target} exists: choose another -o, or delete it first")
-    checkpoints = {fold: _find_checkpoint(source, fold, args.checkpoint) for fold in args.f}
 
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        for fold, path in checkpoints.items():
-            _export_fold(path, partial / f"fold_{fold}", args)
-        for file in ("plans.json", "dataset.json", "dataset_fingerprint.json"):
+        for fold, path in paths.items():
+            _export_fold(path, partial / f"fold_{fold}", args, built_by)
+        for file in ("dataset.json", "dataset_fingerprint.json"):
             shutil.copyfile(source / file, partial / file)
+        _export_plans(source / "plans.json", partial / "plans.json", args.c, kind)
         os.replace(partial, target)
     except OSError as error:
         raise UserError(
@@ -74,12 +86,34 @@ def run(args: argparse.Namespace) -> int:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     folds = " ".join(args.f)
-    print(f"{args.weights} of {args.tr}, folds {folds}, exported to {target}. Predict without this package:")
-    print(f"  nnUNet_results={args.o} nnUNetv2_predict -d {args.d} -c {args.c} -p {args.p} -f {folds} -i IN -o OUT")
+    package, model = "without", f"-d {args.d} -c {args.c} -p {args.p}"
+    if built_by == SWIN_TRAINER:  # nnU-Net alone cannot build a Transformer
+        package, model = "with", f"{model} -tr {SWIN_TRAINER}"
+    print(f"{args.network} of {args.tr}, folds {folds}, exported to {target}. Predict {package} this package:")
+    print(f"  nnUNet_results={args.o} nnUNetv2_predict {model} -f {folds} -i IN -o OUT")
     return 0
 
 
-def _export_fold(path: Path, folder: Path, args: argparse.Namespace) -> None:
+def _second_kind(path: Path, args: argparse.Namespace) -> str:
+    """Return what the second network of a checkpoint is."""
+    kind = _load(path).get("semicon", {}).get("settings", {}).get("second_network")
+    if kind is None:
+        raise UserError(f"{path} ({args.tr}) has no second network: use --network student")
+    return str(kind)
+
+
+def _export_plans(source: Path, target: Path, configuration: str, kind: str | None) -> None:
+    """Write the plans; a second network of nnU-Net's own kinds stands in them in the place of the planned one."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = json.loads(source.read_text())
+    if kind in CLASSES:
+        planned = PlansManager(str(source)).get_configuration(configuration).configuration["architecture"]
+        plans["configurations"][configuration]["architecture"] = unet_architecture(kind, planned)
+    target.write_text(json.dumps(plans, indent=4))
+
+
+def _export_fold(path: Path, folder: Path, args: argparse.Namespace, trainer: str) -> None:
     """Write checkpoint, progress figure and validation summary of one fold to ``folder``."""
     import torch
 
@@ -87,23 +121,29 @@ def _export_fold(path: Path, folder: Path, args: argparse.Namespace) -> None:
 
     (folder / "validation").mkdir(parents=True)
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+        content = exported(_load(path), args.network, trainer)
+    except KeyError:
+        raise UserError(f"{path} ({args.tr}) has no {args.network}: use --network student") from None
+    torch.save(content, folder / "checkpoint_final.pth")
+    shutil.copyfile(path.parent / "progress.png", folder / "progress.png")
+    validated = {"student": path.parent, "second": path.parent / SECOND_FOLDER}.get(args.network)
+    summary = validated / "validation" / "summary.json" if validated is not None else None
+    if summary is not None and summary.is_file():
+        shutil.copyfile(summary, folder / "validation" / "summary.json")
+    else:
+        (folder / "validation" / "summary.json").write_text(json.dumps(NOT_VALIDATED))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import torch
+
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=False))
     except Exception as error:  # whatever unpickling a damaged file raises
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}): it is damaged or no checkpoint; copy it again, or "
             "export another one with --checkpoint"
         ) from None
-    try:
-        content = exported(checkpoint, args.weights)
-    except KeyError:
-        raise UserError(f"{path} ({args.tr}) has no teacher: use --weights student") from None
-    torch.save(content, folder / "checkpoint_final.pth")
-    shutil.copyfile(path.parent / "progress.png", folder / "progress.png")
-    summary = path.parent / "validation" / "summary.json"
-    if args.weights == "student" and summary.is_file():
-        shutil.copyfile(summary, folder / "validation" / "summary.json")
-    else:
-        (folder / "validation" / "summary.json").write_text(json.dumps(NOT_VALIDATED))
 
 
 def _find_checkpoint(source: Path, fold: str, name: str) -> Path:

@@ -74,7 +74,7 @@ def _run_predictor(
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from nnunet_semicon.training.checkpoint import exported
+    from nnunet_semicon.training.checkpoint import weights_of
 
     found = torch.device("cpu" if device == "cuda" and not torch.cuda.is_available() else device)
     predictor = nnUNetPredictor(device=found, perform_everything_on_device=found.type == "cuda")
@@ -83,7 +83,7 @@ def _run_predictor(
     if weights == "teacher":
         content = torch.load(fold / checkpoint, map_location="cpu", weights_only=False)
         try:
-            predictor.list_of_parameters = [exported(content, weights)["network_weights"]]
+            predictor.list_of_parameters = [weights_of(content, weights)]
         except KeyError:
             raise UserError(f"{fold / checkpoint} has no teacher: use --weights student") from None
     shutil.rmtree(target, ignore_errors=True)  # of another split: its cases are not those of this one

@@ -15,10 +15,12 @@ class NetworkCost:
     Attributes:
         shapes: spatial size of the feature maps at each level of the decoder, full resolution first.
         flops: of one forward and backward pass of one patch; 0 where the plans do not say what the network is.
+        values: of all feature maps of one patch; 0 where the plans do not say what the network is.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     flops: float
+    values: float = 0.0
 
 
 def network_cost(configuration: Mapping[str, Any]) -> NetworkCost:
@@ -38,14 +40,16 @@ def network_cost(configuration: Mapping[str, Any]) -> NetworkCost:
     convolutions = [count * (2 if blocks else 1) for count in per_stage]
     in_decoder = _per_stage(kwargs["n_conv_per_stage_decoder"], len(features) - 1)
 
-    flops = 0.0
+    flops, values = 0.0, 0.0
     for level, (shape, width, kernel) in enumerate(zip(shapes, features, kernels, strict=True)):
         before = features[level - 1] if level else 1
         flops += prod(shape) * kernel * width * (before + (convolutions[level] - 1) * width)
+        values += prod(shape) * width * convolutions[level]
         if level < len(in_decoder):  # a transposed convolution from below, then one over it and the skip connection
             count = in_decoder[len(in_decoder) - 1 - level]
             flops += prod(shape) * width * (features[level + 1] + kernel * width * (2 + count - 1))
-    return NetworkCost(shapes[: len(in_decoder)], 2 * flops * (1 + BACKWARD))
+            values += prod(shape) * width * (1 + count)
+    return NetworkCost(shapes[: len(in_decoder)], 2 * flops * (1 + BACKWARD), values)
 
 
 def _shapes(patch: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:

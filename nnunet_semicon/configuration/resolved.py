@@ -68,6 +68,7 @@ def resolve_run(
     where: str,
     rank_batch_size: int | None = None,
     defaults: Mapping[str, Any] | None = None,
+    memory: float | None = None,
 ) -> Resolved:
     """Resolve a run; a pure function.
 
@@ -81,6 +82,7 @@ def resolve_run(
         where: file and configuration, for error messages.
         rank_batch_size: planned rows of this rank; None: the whole batch on one device.
         defaults: what the trainer sets in the place of the method's defaults, as a ``semicon`` block.
+        memory: of the device in bytes; None: not known, or not scarce.
 
     Raises:
         UserError: a value of the ``semicon`` block is refused.
@@ -107,8 +109,11 @@ def resolve_run(
             needs.labeled_views,
         )
 
-    rows = rows_of(rank_batch_size or batch_size)
-    facts = _facts(partitions, columns, rows_of(batch_size), network_cost(configuration))
+    cost = network_cost(configuration)
+    planned = rank_batch_size or batch_size
+    fitting = rules.fitting_rows(planned, needs.networks, cost, memory)
+    rows = rows_of(fitting.value)
+    facts = _facts(partitions, columns, rows_of(batch_size * fitting.value // planned), cost)
     try:
         derived = {key: _with_origin(value, key in block) for key, value in method.derive(config, facts).items()}
     except UserError as error:
@@ -124,11 +129,11 @@ def resolve_run(
     settings |= {
         "batch_size": Derived(batch_size, "planned by nnU-Net, or set in the plans"),
         "labeled_per_step": Derived(rows.labeled, rows.reason),
-        "student_rows": Derived(rows.student_rows, _rows_in_words(rows)),
+        "student_rows": Derived(rows.student_rows, _rows_in_words(rows, fitting.reason)),
         "slice_axis": rules.slice_axis(plans["transpose_forward"]),
         "partitions": partitions,
         **derived,
-        "device": Derived(device, "no value depends on it"),
+        "device": Derived(device, "no value depends on it" if needs.networks == 1 else "rows depend on its memory"),
     }
     used = {name: meta.columns[name] for name in meta.labels()} if meta else {}
     return Resolved(run, config, needs, rows, facts, used, derived, settings)
@@ -217,7 +222,7 @@ def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.R
     return Facts(partitions.value, tuple(labels), unusable, rows, network)
 
 
-def _rows_in_words(rows: rules.RowPlan) -> str:
+def _rows_in_words(rows: rules.RowPlan, fitting: str) -> str:
     if rows.extra_rows == 0:
-        return "as planned"
+        return fitting
     return f"{rows.extra_rows} more than planned: the method's minimum; memory grows with it"

@@ -18,6 +18,7 @@ Stage = Literal["pretrain", "joint"]
 FEW_EMBEDDINGS = 16
 PUBLISHED_STRIDE = 4  # of Hu et al.
 GAMMA_START = 0.49  # times the pair loss of embeddings that are all alike
+BYTES_PER_VALUE = 8  # nnU-Net's planner: 8 GB for 1.02e9 (2d) or 1.12e9 (3d) values of feature maps
 SET = "set in the plans"  # the reason of a value that the user chose
 
 
@@ -160,6 +161,50 @@ def plan_rows(
     what = f"{images} unlabeled images" + (f" ({scans} scans x {per_scan} partitions)" if sample_scans else "")
     reason = f"{labeled} labeled rows + {what} x {student_views} views = {rows} of {batch_size} planned rows"
     return RowPlan(labeled, images, scans, per_scan, rows, max(0, rows - batch_size), reason)
+
+
+def block_contrast(rows: int, level: int, dimension: int, network: NetworkCost, published: int) -> Derived:
+    """Side of the blocks whose pixels are contrasted in the maps of two networks; 0: all pixels, exactly.
+
+    Blocks at one place of each of M maps of P pixels cost 6 M^2 P side^d D operations, all pixels 6 (M P)^2 D. All are
+    taken where that is at most what both networks cost; above, the largest block up to the published one that fits.
+
+    Args:
+        rows: of each network.
+        level: of the decoder, 0 is full resolution.
+        dimension: D of an embedding.
+        network: cost and sizes of one network, one row.
+        published: side of the paper's block in pixels.
+    """
+    shape = network.shapes[min(level, len(network.shapes) - 1)]
+    pixels, maps, own = math.prod(shape), 2 * rows, 2 * rows * network.flops
+    if network.flops == 0:
+        return Derived(published, f"blocks of {published}, as published: the plans do not say what the network costs")
+    cost = f"6 N^2 D for N = {maps * pixels} pixels, D = {dimension}"
+    if 6 * (maps * pixels) ** 2 * dimension <= own:
+        return Derived(0, f"all pixels; {cost}: at most the networks' own {own:.2g} operations")
+
+    def fits(side: int) -> bool:
+        return 6 * maps**2 * pixels * side ** len(shape) * dimension <= own
+
+    side = next((side for side in range(published, 1, -1) if fits(side)), 1)
+    return Derived(side, f"blocks of {side}; {cost}: more than the networks' own {own:.2g} operations")
+
+
+def fitting_rows(batch_size: int, networks: int, network: NetworkCost, memory: float | None) -> Derived:
+    """Rows of a step that several networks of the planned size share.
+
+    Args:
+        batch_size: planned for one network.
+        networks: that train on every row.
+        network: cost and sizes of one, one row.
+        memory: of the device in bytes; None: not known, or not scarce (CPU).
+    """
+    needed = networks * batch_size * network.values * BYTES_PER_VALUE
+    if networks == 1 or memory is None or needed <= memory:
+        return Derived(batch_size, "as planned")
+    words = f"{networks} networks would need about {needed / 1e9:.0f} GB of {memory / 1e9:.0f} GB"
+    return Derived(max(1, batch_size // networks), f"{batch_size} planned rows shared by {networks} networks: {words}")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,12 @@
 (MCSC, Liu et al., BMVC 2023.) A: the pixels of a set; A_y: those of class y. In code: a ``embeddings``, tau
 ``temperature``.
 
+Sampling: :func:`shuffled_blocks` cuts every map into blocks, shuffles the blocks of each map, and contrasts the k-th
+blocks of all maps with one another.
+
 Deviations: n_iy leaves the anchor itself out, as in the paper's code; the poster prints 1/|A_y|. Anchors without a
-positive do not count.
+positive do not count. The authors' code mixes up labels and pixels within a block and leaves out the last blocks of a
+map; here every pixel keeps its label, and blocks cover the map (those at the border may be smaller).
 """
 
 import torch
@@ -16,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nnunet_semicon.losses.contrastive import log_sum, mean_over_anchors, scaled_unit_vectors
+from nnunet_semicon.losses.local_contrast import pixel_sets
 from nnunet_semicon.losses.pairs import Pairs
 from nnunet_semicon.losses.precision import at_least_float32, full_precision
 from nnunet_semicon.losses.streaming import group_logsumexp, positive_similarity
@@ -42,3 +47,23 @@ def balanced_contrast(embeddings: Tensor, pairs: Pairs, n_classes: int, temperat
         similarity, n_positives = positive_similarity(z, pairs.labels, pairs.n_anchors)
         loss = mean_over_anchors(log_denominator - similarity, pairs.is_anchor & (n_positives > 0))
         return loss.to(at_least_float32(embeddings).dtype)
+
+
+def shuffled_blocks(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return sets of pixels: one block of every map, each at a place of its own.
+
+    Args:
+        features: (M, D, *S), 2 or 3 spatial axes; images and networks along M.
+        labels: (M, *S) int64 at the same resolution.
+        size: pixels along each side of a block.
+
+    Returns:
+        (K, M size^dim, D) vectors and (K, M size^dim) labels for the K blocks of a map; what pads a block beyond the
+        border has the label -1.
+    """
+    of_maps = [pixel_sets(f[None], y[None], "block", size) for f, y in zip(features, labels, strict=True)]
+    vectors = torch.stack([own for own, _ in of_maps], dim=1)  # (K, M, size^dim, D)
+    classes = torch.stack([own for _, own in of_maps], dim=1)
+    order = torch.rand(classes.shape[:2], device=labels.device).argsort(dim=0)  # another one for each map
+    maps = torch.arange(len(labels), device=labels.device)
+    return vectors[order, maps].flatten(1, 2), classes[order, maps].flatten(1)

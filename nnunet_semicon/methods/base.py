@@ -34,6 +34,7 @@ class Needs:
         meta: the method reads ``batch.meta``.
         taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
         stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
+        networks: networks of the planned size that keep the maps of every row for their backward pass.
     """
 
     views: int = 0
@@ -46,6 +47,7 @@ class Needs:
     meta: bool = False
     taps: tuple[str, ...] = ()
     stage: Stage = "joint"
+    networks: int = 1
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class BuildContext:
         spatial_dims: 2 or 3.
         gather: maps the rows (B, ...) of this rank to those of all ranks, in the same order on every rank. A loss over
             all rows gets the gradient that one process with all rows would compute; with one rank it does nothing.
+        new_network: kind -> another network for the same images and classes, with random weights.
     """
 
     network: nn.Module
@@ -91,6 +94,7 @@ class BuildContext:
     tap_channels: Mapping[str, int]
     spatial_dims: int
     gather: Callable[[Tensor], Tensor]
+    new_network: Callable[[str], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -197,6 +201,10 @@ class Method(nn.Module):
             fraction: finished part of the run.
         """
         raise NotImplementedError
+
+    def second_network(self) -> nn.Module | None:
+        """Return the network that segments beside the student, if there is one: it is validated and can be exported."""
+        return None
 
     def optimizers(self) -> list[Optimizer]:
         """Optimizers of parameters that do not belong into nnU-Net's own one."""

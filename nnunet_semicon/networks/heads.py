@@ -67,3 +67,27 @@ class Projectors(nn.Module):
         """Map (B, C, *S) to meta-label -> (B, out)."""
         embeddings = [projector(features) for projector in self.projectors]
         return {name: own for names, own in zip(self.groups, embeddings, strict=True) for name in names}
+
+
+class PixelProjectors(nn.Module):
+    """Pointwise perceptrons for the maps of two networks: a first layer for each, one last layer for both (MCSC).
+
+    Args:
+        channels: of the map of each network.
+        out: dimension of a pixel's embedding.
+        normalize: whether the map of each network passes a layer normalization first (tokens of a Transformer do).
+        hidden: width between the layers.
+    """
+
+    def __init__(self, channels: Sequence[int], out: int, normalize: Sequence[bool], hidden: int = 256) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width) if norm else nn.Identity(), nn.Linear(width, hidden), nn.ReLU())
+            for width, norm in zip(channels, normalize, strict=True)
+        )
+        self.shared = nn.Linear(hidden, out)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map one (B, C, *S) of each network to (B, out, *S), not normalized."""
+        hidden = [layer(own.movedim(1, -1)) for layer, own in zip(self.first, maps, strict=True)]
+        return [self.shared(own).movedim(-1, 1) for own in hidden]

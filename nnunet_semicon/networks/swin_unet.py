@@ -43,12 +43,14 @@ class SwinPlan:
         strides: from one stage of the encoder to the next, along each axis.
         widths: channels of each stage of the encoder.
         out_width: channels of the last map of the decoder, at full resolution.
+        level: stage of the planned network whose resolution the first stage has.
     """
 
     token: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
     widths: tuple[int, ...]
     out_width: int
+    level: int
 
 
 def plan_swin(features_per_stage: Sequence[int], strides: Sequence[Sequence[int]]) -> SwinPlan:
@@ -68,14 +70,14 @@ def plan_swin(features_per_stage: Sequence[int], strides: Sequence[Sequence[int]
         if max(wanted) > TOKEN_SIDE:
             break
         token, first = wanted, first + 1
-    planned = features_per_stage[first - 1 :] if first else features_per_stage
+    level = max(first, 1) - 1
+    planned = features_per_stage[level:]
     widths = []
-    for level, at_most in enumerate(planned):
-        width = min(EMBED_DIM * 2**level, at_most)
+    for stage, at_most in enumerate(planned):
+        width = min(EMBED_DIM * 2**stage, at_most)
         widths.append(max(HEAD_DIM, width // HEAD_DIM * HEAD_DIM) if at_most >= HEAD_DIM else at_most)
-    return SwinPlan(
-        tuple(token), tuple(tuple(s) for s in strides[max(first, 1) :]), tuple(widths), features_per_stage[0]
-    )
+    further = tuple(tuple(s) for s in strides[level + 1 :])
+    return SwinPlan(tuple(token), further, tuple(widths), features_per_stage[0], level)
 
 
 class WindowAttention(nn.Module):
@@ -270,6 +272,7 @@ class SwinDecoder(nn.Module):
     Attributes:
         stages: each returns its map; the last one at full resolution.
         output_channels: of each stage.
+        levels: of each stage: the stage of the planned network whose resolution it has, 0 = full resolution.
         deep_supervision: nnU-Net sets it; there is none here.
     """
 
@@ -280,6 +283,7 @@ class SwinDecoder(nn.Module):
         steps = [*plan.strides[::-1], plan.token]
         self.output_channels = widths
         last = len(widths) - 1
+        self.levels = [*(plan.level + i for i in reversed(range(last))), 0]
         self.stages = nn.ModuleList(
             DecoderStage(
                 plan.widths[-1] if i == 0 else widths[i - 1],

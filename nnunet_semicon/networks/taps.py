@@ -22,20 +22,39 @@ def decoder_tap(level: int = 0) -> str:
 BOTTLENECK = encoder_tap()
 
 
+def level_tap(level: int) -> str:
+    """Return the name of the tap at the decoder's map whose resolution is nearest to a level of the planned network.
+
+    nnU-Net's decoders have a map at every level but that of the bottleneck; a Transformer's has none between its tokens
+    and full resolution.
+    """
+    return f"level[{level}]"
+
+
 def stage_of(name: str) -> int:
     """Return the index of a tap's stage among those of its part, counted from the end: -1 is the last to run."""
     return _parsed(name)[1]
 
 
 def _parsed(name: str) -> tuple[str, int]:
-    match = re.fullmatch(r"(encoder|decoder)\[(-\d+)\]", name)
+    match = re.fullmatch(r"(encoder|decoder)\[(-\d+)\]|(level)\[(\d+)\]", name)
     if match is None:
-        raise ValueError(f"no tap is called {name!r}, expected 'encoder[-1]', 'decoder[-1]', 'encoder[-2]', ...")
-    return match[1], int(match[2])
+        raise ValueError(f"no tap is called {name!r}, expected 'encoder[-1]', 'decoder[-1]', 'level[0]', ...")
+    return (match[1], int(match[2])) if match[1] else (match[3], int(match[4]))
+
+
+def _part_and_stage(network: Any, name: str) -> tuple[str, int]:
+    """Part of the network, and index of the stage counted from its end."""
+    part, stage = _parsed(name)
+    if part != "level":
+        return part, stage
+    stages = len(network.decoder.stages) if hasattr(network, "decoder") else 0
+    levels = getattr(getattr(network, "decoder", None), "levels", range(stages - 1, -1, -1))
+    return "decoder", min(range(-1, -stages - 1, -1), key=lambda i: abs(levels[i] - stage), default=-1)
 
 
 def _location(network: Any, name: str) -> nn.Module:
-    part, stage = _parsed(name)
+    part, stage = _part_and_stage(network, name)
     try:
         stages = getattr(network, part).stages
     except AttributeError:
@@ -61,8 +80,10 @@ def channels_at(network: Any, name: str) -> int:
         UserError: the network has no such place.
     """
     _location(network, name)
-    part, stage = _parsed(name)
-    # a stage of the decoder has the width of the encoder's stage at its resolution
+    part, stage = _part_and_stage(network, name)
+    if part == "decoder" and hasattr(network.decoder, "output_channels"):
+        return int(network.decoder.output_channels[stage])
+    # a stage of nnU-Net's decoders has the width of the encoder's stage at its resolution
     return int(network.encoder.output_channels[stage if part == "encoder" else -stage - 1])
 
 

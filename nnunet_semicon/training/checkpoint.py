@@ -68,23 +68,39 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-STOCK_TRAINER = "nnUNetTrainer"
-TEACHER_PREFIX = "teacher.module."
+PREFIXES = {"teacher": "teacher.module.", "second": "second.network."}  # of a network among the method's tensors
 
 
-def exported(checkpoint: dict[str, Any], weights: str) -> dict[str, Any]:
-    """Return the part of a checkpoint that the stock predictor needs, under the stock trainer's name.
+def weights_of(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tensor]:
+    """Return the weights of one network of a checkpoint of ours.
+
+    Args:
+        checkpoint: loaded.
+        network: ``student``, ``teacher`` for the moving average, ``second`` for the network beside the student.
+
+    Raises:
+        KeyError: the method has no such network.
+    """
+    if network == "student":
+        return dict(checkpoint["network_weights"])
+    prefix, method = PREFIXES[network], checkpoint[KEY]["method"]
+    weights = {name.removeprefix(prefix): value for name, value in method.items() if name.startswith(prefix)}
+    if not weights:
+        raise KeyError(network)
+    return weights
+
+
+def exported(checkpoint: dict[str, Any], network: str, trainer: str) -> dict[str, Any]:
+    """Return the part of a checkpoint that the stock predictor needs, with the weights of one network.
 
     Args:
         checkpoint: a loaded checkpoint of ours.
-        weights: ``student``, or ``teacher`` for the moving average.
+        network: as for :func:`weights_of`.
+        trainer: whose ``build_network_architecture`` builds it.
 
     Raises:
-        KeyError: the method has no teacher.
+        KeyError: the method has no such network.
     """
-    network = checkpoint["network_weights"]
-    if weights == "teacher":
-        method = checkpoint[KEY]["method"]
-        network = {name: method[TEACHER_PREFIX + name] for name in network}
     kept = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
-    return {**{key: checkpoint[key] for key in kept}, "network_weights": network, "trainer_name": STOCK_TRAINER}
+    weights = weights_of(checkpoint, network)
+    return {**{key: checkpoint[key] for key in kept}, "network_weights": weights, "trainer_name": trainer}

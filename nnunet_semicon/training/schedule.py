@@ -38,7 +38,8 @@ class LearningRates:
         optimizers: their groups' present learning rates are the base rates.
         epochs: length of the run.
         rate: finished part of the run in [0, 1], base rate -> rate.
-        every_step: rates change within an epoch too.
+        every_step: rates change within an epoch too. They also do where a group warms up: it has a key ``warmup``, part
+            of the run, and follows :func:`warmup_poly` instead of ``rate``.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class LearningRates:
     ) -> None:
         self.epochs = epochs
         self.rate = rate
-        self.every_step = every_step
         self.optimizers = optimizers
+        self.every_step = every_step or any("warmup" in group for o in optimizers for group in o.param_groups)
         self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, epoch: float) -> None:
         """Set the learning rates of ``epoch``; a fraction is a moment within it."""
         for optimizer, of_groups in zip(self.optimizers, self.base, strict=True):
             for group, base in zip(optimizer.param_groups, of_groups, strict=True):
-                group["lr"] = self.rate(epoch / self.epochs, base)
+                done = epoch / self.epochs
+                warms_up = "warmup" in group
+                group["lr"] = warmup_poly(done, base, group["warmup"]) if warms_up else self.rate(done, base)

@@ -29,10 +29,11 @@ from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
-from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
+from nnunet_semicon.methods.base import BuildContext, Logits, Method, Progress, StudentOutput
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.gather import RankGather, only_rank
+from nnunet_semicon.training.networks import build_network
 from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.schedule import LearningRates
 from nnunet_semicon.training.snapshots import Snapshots
@@ -40,6 +41,7 @@ from nnunet_semicon.training.stream_trainer import StreamTrainer
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
 
 MAX_GRADIENT_NORM = 12  # nnU-Net's own
+SECOND_FOLDER = "second"  # in the fold folder: validation of the method's second network
 
 
 class SemiTrainer(StreamTrainer):
@@ -50,6 +52,8 @@ class SemiTrainer(StreamTrainer):
 
     network_of_plans: ClassVar[bool] = True  # nnU-Net alone can build the network
 
+    network: nn.Module
+    output_folder: str
     method: Method
     taps: FeatureTaps
     scalars: ScalarLog
@@ -107,7 +111,12 @@ class SemiTrainer(StreamTrainer):
             where,
             rank_batch_size=self.batch_size,
             defaults=self.defaults,
+            memory=self._device_memory(),
         )
+
+    def _device_memory(self) -> float | None:
+        """Return the bytes of a GPU, None for other devices: main memory is not what nnU-Net plans for."""
+        return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
 
     def _apply_run_config(self, run: RunConfig) -> None:
         self.num_epochs = run.num_epochs
@@ -142,11 +151,17 @@ class SemiTrainer(StreamTrainer):
             tap_channels={name: channels_at(network, name) for name in needs.taps},
             spatial_dims=len(self.configuration_manager.patch_size),
             gather=self._gather(),
+            new_network=self._new_network,
         )
         self.method = self.method_class(self.resolved.config, build).to(self.device)
         self.taps = FeatureTaps(network, needs.taps)  # after the method copied its teachers, before the first forward
         self._add_method_parameters()
         self.scalars = ScalarLog(self.output_folder)
+
+    def _new_network(self, kind: str) -> nn.Module:
+        heads = self.label_manager.num_segmentation_heads
+        deep = self.enable_deep_supervision
+        return build_network(kind, self.configuration_manager, self.num_input_channels, heads, deep)
 
     def _gather(self) -> Callable[[Tensor], Tensor]:
         """Return what maps the unlabeled rows of this rank to those of all ranks."""
@@ -236,13 +251,21 @@ class SemiTrainer(StreamTrainer):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            output = self.method.compute(self._student, two_streams, self.loss, progress)
+            output = self.method.compute(self._student, two_streams, self._supervised_loss, progress)
         self._backward_and_step(output.loss)
         with self._autocast(), exit_on_user_error():
             self.method.after_step(self.plain_network, two_streams, output, progress)
         self.scalars.add({"loss": output.loss, **output.scalars})
         self._iteration += 1
         return {"loss": output.loss.detach().cpu().numpy()}
+
+    def _supervised_loss(self, logits: Logits, target: Tensor | list[Tensor]) -> Tensor:
+        """nnU-Net's loss; a network with a single output is compared at full resolution alone."""
+        loss: Any = self.loss
+        if isinstance(logits, Tensor) and isinstance(target, list):
+            loss, target = getattr(loss, "loss", loss), target[0]  # without nnU-Net's sum over scales
+        value: Tensor = loss(logits, target)
+        return value
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
@@ -324,6 +347,22 @@ class SemiTrainer(StreamTrainer):
                 for name, value in means.items():
                     logger.log(f"semicon/{name}", value, self.current_epoch)
         self.print_to_log_file("  ".join(f"{name} {value:.4f}" for name, value in means.items()))
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation, then that of the method's second network, in the folder ``second``."""
+        super().perform_actual_validation(save_probabilities)
+        second = self.method.second_network()
+        if second is None:
+            return
+        self.print_to_log_file("Validation of the second network:")
+        network, folder = self.network, self.output_folder
+        # nnU-Net looks for the network below a wrapper if there are several processes; this one synchronizes nothing
+        self.network = nn.DataParallel(second, [self.device.index]) if self.is_ddp else second
+        self.output_folder = os.path.join(folder, SECOND_FOLDER)
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:
+            self.network, self.output_folder = network, folder
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -1,16 +1,13 @@
 """Trains a shifted-window U-Net in the place of the planned network; nnU-Net's prediction finds it by its trainer."""
 
-from functools import partial
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from nnunet_semicon.errors import UserError
-from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
 from nnunet_semicon.networks.swin_weights import load_swin_weights
-from nnunet_semicon.training.schedule import LearningRates, warmup_poly
+from nnunet_semicon.training.networks import SWIN, build_network
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 
 
@@ -33,14 +30,7 @@ class SwinTrainer(SemiTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """Return a network whose sizes follow from those of the planned one."""
-        kwargs = configuration_manager.network_arch_init_kwargs
-        if not {"features_per_stage", "strides"} <= set(kwargs):
-            raise UserError(
-                f"the plans name the network {configuration_manager.network_arch_class_name} without its "
-                "features_per_stage and strides, from which a Transformer is derived: use plans of nnU-Net's U-Nets"
-            )
-        plan = plan_swin(kwargs["features_per_stage"], kwargs["strides"])
-        return SwinUNet(num_input_channels, num_output_channels, plan)
+        return build_network(SWIN, configuration_manager, num_input_channels, num_output_channels, False)
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
         """Return the optimizer, and load the weights to start from before DDP wraps the network."""
@@ -50,9 +40,6 @@ class SwinTrainer(SemiTrainer):
             count = load_swin_weights(network, config.swin_weights)
             self.print_to_log_file(f"{count} tensors of the encoder are those of {config.swin_weights}")
         self.initial_lr, self.weight_decay = config.learning_rate, config.weight_decay
-        optimizer = AdamW(self.plain_network.parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
+        group = {"params": self.plain_network.parameters(), "warmup": config.warmup}
+        optimizer = AdamW([group], lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, self._schedule([optimizer])
-
-    def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
-        rate = partial(warmup_poly, warmup=self.resolved.config.warmup)
-        return LearningRates(optimizers, self.num_epochs, rate, every_step=True)

@@ -1,0 +1,91 @@
+"""Cross supervision: two networks, each taught by the other's predictions on unlabeled images.
+
+    L = sum_x [ L_sup(x) + lambda_cross w(t) L_cps(x) ]
+
+L_cps(x): cross-entropy or Dice of network x with the hard prediction of the other one, on unlabeled images. CPS (Chen
+et al., CVPR 2021): two CNNs from different random weights, cross-entropy. Cross teaching (Luo et al., MIDL 2022): a CNN
+and a Transformer, Dice. w(t): exponential ramp. Both networks see the same images. Inference uses the student, the
+planned network; ``semicon export --network second`` gives the other one.
+
+Deviations: listed in docs/methods/cross_supervision.md.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.losses.cross_supervision import cross_dice, cross_entropy
+from nnunet_semicon.losses.schedules import sigmoid_rampup
+from nnunet_semicon.methods.base import (
+    BuildContext,
+    Method,
+    Needs,
+    Progress,
+    StepOutput,
+    Student,
+    SupervisedLoss,
+)
+from nnunet_semicon.methods.second_network import (
+    BothLosses,
+    SecondNetwork,
+    SecondNetworkConfig,
+    derive,
+    losses_of_both,
+)
+
+
+@dataclass(frozen=True)
+class CrossSupervisionConfig(SecondNetworkConfig):
+    """Hyper-parameters of cross supervision."""
+
+    cross_loss: str = setting(
+        "dice",
+        "how a network learns from the other's prediction",
+        choices=("dice", "cross_entropy"),
+        source="cross teaching: Dice; CPS: cross-entropy",
+    )
+    lambda_cross: float = setting(0.1, "final weight of the cross supervision", low=0, source="SSL4MIS")
+    rampup: float = setting(
+        1.0, "part of the run over which the weight grows", low=0, high=1, source="SSL4MIS: the whole run"
+    )
+
+
+class CrossSupervision(Method):
+    """Each network learns on unlabeled images what the other one predicts there."""
+
+    Config = CrossSupervisionConfig
+    needs = Needs(views=1, student_views=1, networks=2)
+    cost = "the second network: its forward and backward pass, and its validation at the end"
+    scalar_names = BothLosses._fields
+
+    def __init__(self, config: CrossSupervisionConfig, build: BuildContext) -> None:
+        super().__init__(config, build)
+        self.second = SecondNetwork(config, build)
+        self.has_regions = build.has_regions
+        self.cross_loss = cross_dice if config.cross_loss == "dice" else cross_entropy
+
+    @classmethod
+    def derive(cls, config: CrossSupervisionConfig, facts: Facts) -> dict[str, Derived]:
+        """Return the learning rate of the second network."""
+        return derive(config)
+
+    def second_network(self) -> nn.Module:
+        """Return the network that the student learns from."""
+        return self.second.network
+
+    def optimizers(self) -> list[Optimizer]:
+        """Return the second network's optimizer."""
+        return [self.second.optimizer()]
+
+    def compute(
+        self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
+    ) -> StepOutput:
+        """L = sum over both networks of L_sup + lambda_cross w(t) L_cps."""
+        logits, second_logits = student(batch.image).logits, self.second(batch.image).logits
+        both = losses_of_both(logits, second_logits, batch, supervised_loss, self.cross_loss, self.has_regions)
+        weight = self.config.lambda_cross * sigmoid_rampup(progress.fraction, self.config.rampup)
+        return StepOutput(both.total(weight), both.scalars())

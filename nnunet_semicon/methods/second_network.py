@@ -1,0 +1,132 @@
+"""A second network that trains beside the student, with an optimizer of its own, and what the two teach each other."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.rules import SET, Derived
+from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.errors import UserError
+from nnunet_semicon.methods.base import BuildContext, Logits, StudentOutput, SupervisedLoss, finest, rows_of
+from nnunet_semicon.networks.swin_unet import SwinUNet
+from nnunet_semicon.networks.swin_weights import load_swin_weights
+from nnunet_semicon.networks.taps import FeatureTaps
+
+SWIN = "swin_unet"
+ADAMW_DECAY = 5e-4  # MCSC's code
+WARMUP = 0.05  # part of the run over which a Transformer's learning rate grows (MCSC's code)
+
+
+@dataclass(frozen=True)
+class SecondNetworkConfig:
+    """Hyper-parameters of the second network."""
+
+    second_network: str = setting(
+        SWIN,
+        "network that trains beside the planned one: a shifted-window Transformer, or one of nnU-Net's U-Nets",
+        choices=(SWIN, "plain_unet", "residual_encoder_unet"),
+        source="MCSC, cross teaching: a Transformer",
+    )
+    second_learning_rate: float | None = setting(
+        None, "largest learning rate of the second network; null: derived from its kind", low=0
+    )
+    swin_weights: str | None = setting(
+        None, "file with the weights of timm's swin_tiny_patch4_window7_224 to start a Transformer from; null: random"
+    )
+
+
+def derive(config: SecondNetworkConfig) -> dict[str, Derived]:
+    """Return the learning rate of the second network."""
+    if config.second_learning_rate is not None:
+        return {"second_learning_rate": Derived(config.second_learning_rate, SET)}
+    if config.second_network == SWIN:
+        return {"second_learning_rate": Derived(1e-4, "AdamW for a Transformer, MCSC's script")}
+    return {"second_learning_rate": Derived(1e-2, "nnU-Net's own, for its networks")}
+
+
+class BothLosses(NamedTuple):
+    """Losses of student and second network, () each.
+
+    Attributes:
+        supervised, supervised_second: nnU-Net's loss on the labeled rows.
+        cross, cross_second: with the hard prediction of the other network on the unlabeled rows.
+    """
+
+    supervised: Tensor
+    supervised_second: Tensor
+    cross: Tensor
+    cross_second: Tensor
+
+    def total(self, cross_weight: float) -> Tensor:
+        """L_sup + cross_weight L_cps of both networks."""
+        return self.supervised + self.supervised_second + cross_weight * (self.cross + self.cross_second)
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Name -> detached value."""
+        return {name: value.detach() for name, value in self._asdict().items()}
+
+
+def losses_of_both(
+    logits: Logits,
+    second_logits: Logits,
+    batch: TwoStreamBatch,
+    supervised_loss: SupervisedLoss,
+    cross_loss: Callable[[Tensor, Tensor, bool], Tensor],
+    has_regions: bool,
+) -> BothLosses:
+    """Return what both networks learn from labels and from each other.
+
+    Args:
+        logits: of the student on all rows of the batch.
+        second_logits: of the second network on the same rows.
+        batch: labeled rows first.
+        supervised_loss: nnU-Net's.
+        cross_loss: own logits, logits of the other, regions -> ().
+        has_regions: channels are regions instead of classes.
+    """
+    n = batch.n_labeled
+    first, second = finest(logits)[n:], finest(second_logits)[n:]
+    return BothLosses(
+        supervised_loss(rows_of(logits, slice(0, n)), batch.target),
+        supervised_loss(rows_of(second_logits, slice(0, n)), batch.target),
+        cross_loss(first, second, has_regions),
+        cross_loss(second, first, has_regions),
+    )
+
+
+class SecondNetwork(nn.Module):
+    """The network, its taps, and its optimizer.
+
+    Args:
+        config: the hyper-parameters.
+        build: see :class:`~nnunet_semicon.methods.base.BuildContext`; ``derived`` holds the learning rate.
+        taps: places whose features are returned.
+    """
+
+    def __init__(self, config: SecondNetworkConfig, build: BuildContext, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.network = build.new_network(config.second_network)
+        self.taps = FeatureTaps(self.network, taps)
+        if config.swin_weights is not None:
+            if not isinstance(self.network, SwinUNet):
+                raise UserError(
+                    f"swin_weights are those of a Transformer, and second_network is {config.second_network}: set "
+                    f"second_network={SWIN}, or leave swin_weights away"
+                )
+            load_swin_weights(self.network, config.swin_weights)
+        self.learning_rate = build.derived["second_learning_rate"].value
+
+    def forward(self, images: Tensor) -> StudentOutput:
+        """Map (B, C, *S) to logits, at full resolution alone or at the deep-supervision scales, and features."""
+        return StudentOutput(self.network(images), self.taps.take())
+
+    def optimizer(self) -> Optimizer:
+        """AdamW with a warm-up for a Transformer, nnU-Net's SGD otherwise."""
+        parameters = list(self.network.parameters())
+        if isinstance(self.network, SwinUNet):
+            return AdamW([{"params": parameters, "warmup": WARMUP}], lr=self.learning_rate, weight_decay=ADAMW_DECAY)
+        return SGD(parameters, lr=self.learning_rate, momentum=0.99, nesterov=True, weight_decay=3e-5)
