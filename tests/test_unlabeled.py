@@ -367,6 +367,8 @@ def test_channels_that_do_not_fit_are_named(tiny, tmp_path):
     write_case(mine.raw_dataset / "imagesUn", "good", make_case(6, channels=2)[0])
     files = write_case(mine.raw_dataset / "imagesUn", "bad", make_case(6, channels=2)[0])
     write_image(make_case(6)[0][0, :5], files[1])
+    for path in list((mine.raw_dataset / "imagesTr").iterdir()):
+        shutil.copyfile(path, path.with_name(path.name.replace("_0000", "_0001")))
 
     def two_channels(plans):
         plans["configurations"]["2d"]["normalization_schemes"] *= 2

@@ -52,7 +52,12 @@ class PLGCLConfig(PatchConfig):
     rampup: float = setting(
         0.2, "part of the run, after the warm-up, over which that weight grows", low=0, high=1, source="ours"
     )
-    lambda_patch: float = setting(0.5, "weight of L_PLGCL (gamma)", low=0, source="authors' code")
+    lambda_patch: float = setting(
+        0.05,
+        "weight of L_PLGCL (gamma)",
+        low=0,
+        source="ours; the code's 0.5 outweighs nnU-Net's loss",
+    )
     ema_decay: float = setting(
         0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher; 0.999 in the code"
     )
