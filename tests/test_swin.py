@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_semicon.errors import UserError
@@ -48,6 +49,51 @@ def test_any_size_goes_in_and_comes_out(plan, shape):
     coarse = tuple(-(-n // t) for n, t in zip(shape, plan.token, strict=True))
     assert maps[decoder_tap(1)].shape == (2, plan.widths[0], *coarse)
     assert maps[encoder_tap()].shape[1] == plan.widths[-1]
+
+
+def kept_bytes(network: nn.Module, image: torch.Tensor) -> int:
+    """What a forward pass keeps for the backward pass, without the weights."""
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, so that no other gets its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(image)
+    assert kept
+    return sum(size for size, _ in kept.values())
+
+
+@pytest.mark.parametrize(
+    ("patch", "widths", "strides"),
+    [
+        ((56, 40), [32, 64, 128, 256], [[1, 1], *[[2, 2]] * 3]),
+        ((256, 224), [32, 64, 128, 256, 512, 512], [[1, 1], *[[2, 2]] * 5]),
+        ((40, 56, 40), [32, 64, 128, 256], [[1, 1, 1], *[[2, 2, 2]] * 3]),
+        ((10, 96, 96), [32, 64, 128, 256], [[1, 1, 1], [1, 2, 2], [2, 2, 2], [1, 2, 2]]),
+    ],
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_it_takes_at_most_the_memory_of_the_planned_network(patch, widths, strides, half):
+    dims, stages = len(patch), len(widths)
+    convolution, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
+    planned = PlainConvUNet(
+        *(1, stages, widths, convolution, [[3] * dims] * stages, strides, [2] * stages, 3, [2] * (stages - 1)),
+        conv_bias=True,
+        norm_op=norm,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},  # all of it as nnU-Net plans it
+    )
+    swin = SwinUNet(1, 3, plan_swin(widths, strides))
+    image = torch.randn(1, 1, *patch)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        assert kept_bytes(swin, image) < kept_bytes(planned, image)
+    assert sum(p.numel() for p in swin.parameters()) < sum(p.numel() for p in planned.parameters())
 
 
 def naive_attention(block: SwinBlock, x: torch.Tensor) -> torch.Tensor:

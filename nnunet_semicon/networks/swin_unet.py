@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # of torchvision, which timm imports
@@ -107,8 +108,9 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Tensor, may_see: Tensor) -> Tensor:
         """Map (B, W, T, C) to the same shape; ``may_see`` (W, T, T) bool."""
         b, n_windows, n_tokens, width = tokens.shape
-        qkv = self.qkv(tokens).view(b, n_windows, n_tokens, 3, self.heads, -1)
-        query, key, value = qkv.permute(3, 0, 1, 4, 2, 5).flatten(2, 3)  # (B, W heads, T, C / heads) each
+        qkv = self.qkv(tokens).view(b, n_windows, n_tokens, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
+        # (B, W heads, T, C / heads); tensors of their own, so that one is freed while another is kept
+        query, key, value = (own.flatten(1, 2) for own in qkv)
         bias = self.bias[self.index].permute(2, 0, 1)  # (heads, T, T)
         hidden = torch.zeros_like(may_see, dtype=bias.dtype).masked_fill_(~may_see, torch.finfo(torch.float16).min)
         mask = (bias + hidden[:, None]).flatten(0, 1).to(query.dtype)  # (W heads, T, T), the same for all images
@@ -139,7 +141,12 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, *S, C) to the same shape."""
         x = x + self.drop_path(self._attend(self.norm1(x)))
-        out: Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
+        # computed again in the backward pass: half of what the block would keep, for a ninth of its time
+        out: Tensor = x + self.drop_path(checkpoint(self._perceptron, x, use_reentrant=False))
+        return out
+
+    def _perceptron(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(self.norm2(x))
         return out
 
     def _attend(self, x: Tensor) -> Tensor:
