@@ -19,7 +19,12 @@ WORLD = 2
 
 
 def train(
-    name: str, configuration: str, steps: int, batches: list[dict] | None = None, only_method: bool = False
+    name: str,
+    configuration: str,
+    steps: int,
+    batches: list[dict] | None = None,
+    only_method: bool = False,
+    validate: bool = False,
 ) -> list[dict]:
     """Train in two processes.
 
@@ -29,6 +34,7 @@ def train(
         steps: how many.
         batches: of all ranks together, one per step, each rank gets its part; None: each rank's own loader.
         only_method: without the supervised loss.
+        validate: predict the validation cases at the end, each rank its part.
 
     Returns:
         Per rank: ``start`` and ``state`` (tensors by name), ``cases`` drawn, and of every step ``scalars`` and
@@ -42,7 +48,7 @@ def train(
         nnunet = {key: value for key, value in os.environ.items() if key.startswith("nnUNet_")}
         # a server process imports the libraries once and is forked for every rank
         multiprocessing.set_forkserver_preload(["tests.harness"])
-        args = (nnunet, name, configuration, steps, only_method, port, folder)
+        args = (nnunet, name, configuration, steps, only_method, validate, port, folder)
         mp.start_processes(_rank, args=args, nprocs=WORLD, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
@@ -72,7 +78,15 @@ def part_of(batch: dict, rank: int) -> dict:
 
 
 def _rank(
-    rank: int, nnunet: dict, name: str, configuration: str, steps: int, only_method: bool, port: int, folder: str
+    rank: int,
+    nnunet: dict,
+    name: str,
+    configuration: str,
+    steps: int,
+    only_method: bool,
+    validate: bool,
+    port: int,
+    folder: str,
 ) -> None:
     # the environment is that of the test that started the server
     os.environ.update(nnunet, MASTER_ADDR="localhost", MASTER_PORT=str(port))
@@ -100,4 +114,6 @@ def _rank(
     start = {key: start.get(key, torch.zeros(0)) for key in state_of(trainer)}
     content = {"start": start, "state": state_of(trainer), "cases": cases, "scalars": scalars, "gradients": gradients}
     torch.save(content, Path(folder) / f"{rank}.pt")
+    if validate:
+        trainer.perform_actual_validation()
     dist.destroy_process_group()

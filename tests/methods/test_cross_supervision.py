@@ -19,6 +19,7 @@ from nnunet_semicon.losses.schedules import sigmoid_rampup
 from nnunet_semicon.methods.base import finest
 from nnunet_semicon.networks.swin_unet import SwinUNet
 from nnunet_semicon.training.networks import build_network
+from tests import ddp
 from tests.harness import (
     capture_gradients,
     configure,
@@ -145,6 +146,18 @@ def test_both_networks_are_validated(trained, kind):
     first, second = ([case["metrics"] for case in summary["metric_per_case"]] for summary in summaries)
     assert len(first) == len(second) == 2
     assert str(first) != str(second), "the same network was validated twice"
+
+
+def test_two_processes_validate_both_networks_together(training, tmp_path):
+    configure(training, "apart", "2d_short", second_network="swin_unet")
+    ddp.train(TEACHING, "apart", steps=1, validate=True)
+    model = tmp_path / "results" / "Dataset901_Tiny" / f"{TEACHING}__nnUNetPlans__apart" / "fold_0"
+    summaries = [json.loads((f / "validation" / "summary.json").read_text()) for f in (model, model / "second")]
+    cases = [[Path(case["prediction_file"]).name for case in s["metric_per_case"]] for s in summaries]
+    assert cases[0] == cases[1]
+    assert len(cases[0]) == ddp.WORLD, "one case for each process"
+    first, second = (str([case["metrics"] for case in s["metric_per_case"]]) for s in summaries)
+    assert first != second, "the same network was validated twice"
 
 
 @pytest.mark.parametrize("kind", KINDS)
