@@ -219,7 +219,7 @@ def check_block(configuration: dict, where: str, columns: Mapping[str, str | Non
     """Refuse hyper-parameters that no trainer knows, and values out of range."""
     from nnunet_semicon import trainers
     from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, resolve
-    from nnunet_semicon.training.semi_trainer import known_keys
+    from nnunet_semicon.training.configured_trainer import known_keys
 
     block = configuration.get(BLOCK, {})
     where = f"the '{BLOCK}' block of {where}"

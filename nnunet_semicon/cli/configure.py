@@ -446,7 +446,7 @@ def check_values(settings: Mapping[str, Any], where: str, columns: Mapping[str, 
     """
     from nnunet_semicon.configuration.config import check_keys, resolve
     from nnunet_semicon.configuration.plans import BATCH_SIZE
-    from nnunet_semicon.training.semi_trainer import known_keys
+    from nnunet_semicon.training.configured_trainer import known_keys
 
     check_keys(settings, {*known_keys(), BATCH_SIZE}, where)
     batch_size = settings.get(BATCH_SIZE, 1)

@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nnunet_semicon.configuration.architecture import CLASSES, unet_architecture
+from nnunet_semicon.configuration.architecture import CLASSES, SWIN, unet_architecture
 from nnunet_semicon.errors import UserError, listing
 
 EXAMPLE = """example:
   semicon export -d 027 -c 2d -tr nnUNetTrainerSPCon -f 0 -o EXPORT
   nnUNet_results=EXPORT nnUNetv2_predict -d 027 -c 2d -f 0 -i IN -o OUT           # needs no nnunet_semicon
-  nnUNet_results=EXPORT nnUNetv2_export_model_to_zip -d 027 -c 2d -f 0 -o model.zip"""
+  nnUNet_results=EXPORT nnUNetv2_export_model_to_zip -d 027 -c 2d -f 0 -o model.zip
+  semicon export -d 027 -c 2d -tr nnUNetTrainerCPS -f 0 -o SECOND --network second      # to predict with both"""
 
 STOCK_TRAINER, SWIN_TRAINER = "nnUNetTrainer", "nnUNetTrainerSwinUNet"  # who builds the exported network
-SECOND_FOLDER = "second"  # in the fold folder, with the validation of the second network
 NOT_VALIDATED = {"note": "no validation was run with these weights"}
 
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     source = Path(get_output_folder(name, args.tr, args.p, args.c))
     paths = {fold: _find_checkpoint(source, fold, args.checkpoint) for fold in args.f}
     kind = _second_kind(next(iter(paths.values())), args) if args.network == "second" else None
-    built_by = SWIN_TRAINER if kind == "swin_unet" else STOCK_TRAINER
+    built_by = SWIN_TRAINER if kind == SWIN else STOCK_TRAINER
     target = Path(args.o) / name / f"{built_by}__{args.p}__{args.c}"
     if target.exists():
         raise UserError(f"{target} exists: choose another -o, or delete it first")
@@ -117,7 +117,7 @@ def _export_fold(path: Path, folder: Path, args: argparse.Namespace, trainer: st
     """Write checkpoint, progress figure and validation summary of one fold to ``folder``."""
     import torch
 
-    from nnunet_semicon.training.checkpoint import exported
+    from nnunet_semicon.training.checkpoint import SECOND_FOLDER, exported
 
     (folder / "validation").mkdir(parents=True)
     try:
@@ -126,9 +126,9 @@ def _export_fold(path: Path, folder: Path, args: argparse.Namespace, trainer: st
         raise UserError(f"{path} ({args.tr}) has no {args.network}: use --network student") from None
     torch.save(content, folder / "checkpoint_final.pth")
     shutil.copyfile(path.parent / "progress.png", folder / "progress.png")
-    validated = {"student": path.parent, "second": path.parent / SECOND_FOLDER}.get(args.network)
-    summary = validated / "validation" / "summary.json" if validated is not None else None
-    if summary is not None and summary.is_file():
+    validated = path.parent / SECOND_FOLDER if args.network == "second" else path.parent
+    summary = validated / "validation" / "summary.json"
+    if args.network != "teacher" and summary.is_file():
         shutil.copyfile(summary, folder / "validation" / "summary.json")
     else:
         (folder / "validation" / "summary.json").write_text(json.dumps(NOT_VALIDATED))

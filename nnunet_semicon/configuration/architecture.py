@@ -1,11 +1,11 @@
-"""Architectures of nnU-Net's U-Nets, derived from the planned one: same stages, widths, kernels and strides."""
+"""Kinds of networks beside the planned one; those of nnU-Net have its stages, widths, kernels and strides."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from nnunet_semicon.errors import UserError
 
-PLAIN, RESIDUAL = "plain_unet", "residual_encoder_unet"
+SWIN, PLAIN, RESIDUAL = "swin_unet", "plain_unet", "residual_encoder_unet"
 CLASSES = {
     PLAIN: "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     RESIDUAL: "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet",

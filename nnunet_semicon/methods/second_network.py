@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from nnunet_semicon.configuration.architecture import PLAIN, RESIDUAL, SWIN
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import SET, Derived
 from nnunet_semicon.data.batch import TwoStreamBatch
@@ -16,7 +17,6 @@ from nnunet_semicon.networks.swin_unet import SwinUNet
 from nnunet_semicon.networks.swin_weights import load_swin_weights
 from nnunet_semicon.networks.taps import FeatureTaps
 
-SWIN = "swin_unet"
 ADAMW_DECAY = 5e-4  # MCSC's code
 WARMUP = 0.05  # part of the run over which a Transformer's learning rate grows (MCSC's code)
 
@@ -28,7 +28,7 @@ class SecondNetworkConfig:
     second_network: str = setting(
         SWIN,
         "network that trains beside the planned one: a shifted-window Transformer, or one of nnU-Net's U-Nets",
-        choices=(SWIN, "plain_unet", "residual_encoder_unet"),
+        choices=(SWIN, PLAIN, RESIDUAL),
         source="MCSC, cross teaching: a Transformer",
     )
     second_learning_rate: float | None = setting(

@@ -48,9 +48,10 @@ def _part_and_stage(network: Any, name: str) -> tuple[str, int]:
     part, stage = _parsed(name)
     if part != "level":
         return part, stage
-    stages = len(network.decoder.stages) if hasattr(network, "decoder") else 0
-    levels = getattr(getattr(network, "decoder", None), "levels", range(stages - 1, -1, -1))
-    return "decoder", min(range(-1, -stages - 1, -1), key=lambda i: abs(levels[i] - stage), default=-1)
+    decoder = getattr(network, "decoder", None)
+    stages = getattr(decoder, "stages", [None])  # a network without them is refused where its stage is looked up
+    levels = getattr(decoder, "levels", range(len(stages) - 1, -1, -1))
+    return "decoder", min(range(-1, -len(stages) - 1, -1), key=lambda i: abs(levels[i] - stage))
 
 
 def _location(network: Any, name: str) -> nn.Module:

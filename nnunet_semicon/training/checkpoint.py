@@ -68,6 +68,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
+SECOND_FOLDER = "second"  # in the fold folder: validation of the method's second network
 PREFIXES = {"teacher": "teacher.module.", "second": "second.network."}  # of a network among the method's tensors
 
 

@@ -4,10 +4,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
-from nnunet_semicon.configuration.architecture import require_stages, unet_architecture
+from nnunet_semicon.configuration.architecture import SWIN, require_stages, unet_architecture
 from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
-
-SWIN = "swin_unet"
 
 
 def build_network(

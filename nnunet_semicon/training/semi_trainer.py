@@ -3,10 +3,8 @@
 Everything nnU-Net does not have to do differently is inherited. A concrete trainer only names its method.
 """
 
-import json
 import os
-import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from typing import Any, ClassVar
@@ -14,41 +12,34 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
-from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, keys_of
-from nnunet_semicon.configuration.resolved import Resolved, as_table, differences, read_fingerprint, resolve_run
+from nnunet_semicon.configuration.resolved import as_table, differences
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.gallery import Gallery
 from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
-from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Logits, Method, Progress, StudentOutput
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.training import checkpoint as checkpoints
+from nnunet_semicon.training.configured_trainer import ConfiguredTrainer
 from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.networks import build_network
 from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.schedule import LearningRates
 from nnunet_semicon.training.snapshots import Snapshots
-from nnunet_semicon.training.stream_trainer import StreamTrainer
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
 
 MAX_GRADIENT_NORM = 12  # nnU-Net's own
-SECOND_FOLDER = "second"  # in the fold folder: validation of the method's second network
 
 
-class SemiTrainer(StreamTrainer):
+class SemiTrainer(ConfiguredTrainer):
     """Trains a method on labeled and unlabeled scans. There is no ``__init__``: nnU-Net would not survive it."""
-
-    method_class: ClassVar[type[Method]]
-    defaults: ClassVar[Mapping[str, Any]] = {}  # a `semicon` block: what this trainer sets in place of the method's
 
     network_of_plans: ClassVar[bool] = True  # nnU-Net alone can build the network
 
@@ -73,62 +64,6 @@ class SemiTrainer(StreamTrainer):
             self._build_method()
             title = f"nnunet_semicon {__version__}, method {self.method_class.__name__}"
             self.print_to_log_file(f"{title}\n{as_table(self.resolved.settings)}", add_timestamp=False)
-
-    def _refuse_what_we_cannot_do(self) -> None:
-        if self.is_cascaded:
-            raise UserError(
-                f"configuration '{self.configuration_name}' is a cascade stage (previous_stage "
-                f"'{self.configuration_manager.previous_stage_name}'), which we do not support; "
-                "use '3d_fullres' or '2d'"
-            )
-
-    def _set_batch_size_and_oversample(self) -> None:
-        """nnU-Net's first act in ``initialize``: settings need the rows of this rank, the network needs their seed."""
-        super()._set_batch_size_and_oversample()
-        self.resolved = self._resolve()
-        self._apply_run_config(self.resolved.run)
-
-    def _resolve(self) -> Resolved:
-        """Return every hyper-parameter of this run with its reason."""
-        meta = None
-        if self.method_class.needs.meta:
-            folder = self.preprocessed_dataset_folder  # nnU-Net's own initialize() has not looked at it yet
-            labeled = infer_dataset_class(folder).get_identifiers(folder)
-            cases = sorted({*labeled, *self._images_un()})
-            meta = training_table(self._raw_dataset(), self.preprocessed_dataset_folder_base, cases)
-        configuration = self.configuration_manager.configuration
-        where = (
-            f"the '{BLOCK}' block of configuration '{self.configuration_name}' ({self.plans_manager.plans_name}.json)"
-        )
-        check_keys(configuration.get(BLOCK, {}), known_keys(), where)
-        return resolve_run(
-            configuration,
-            self.plans_manager.plans,
-            read_fingerprint(self.preprocessed_dataset_folder_base),
-            meta,
-            self.method_class,
-            self.device.type,
-            where,
-            rank_batch_size=self.batch_size,
-            defaults=self.defaults,
-            memory=self._device_memory(),
-        )
-
-    def _device_memory(self) -> float | None:
-        """Return the bytes of a GPU, None for other devices: main memory is not what nnU-Net plans for."""
-        return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
-
-    def _apply_run_config(self, run: RunConfig) -> None:
-        self.num_epochs = run.num_epochs
-        self.num_iterations_per_epoch = run.num_iterations_per_epoch
-        self.num_val_iterations_per_epoch = run.num_val_iterations_per_epoch
-        self.save_every = run.save_every
-        if run.seed is not None:
-            # ranks must augment differently; DDP gives all of them the network of rank 0
-            seed = run.seed + 1000 * self.local_rank
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.manual_seed(seed)
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
         """Return nnU-Net's optimizer, and its schedule in a form that keeps every group's own learning rate."""
@@ -189,16 +124,6 @@ class SemiTrainer(StreamTrainer):
         """The network without the wrappers of DDP and torch.compile."""
         network = self.network.module if isinstance(self.network, DistributedDataParallel) else self.network
         return network._orig_mod if isinstance(network, OptimizedModule) else network
-
-    def _write_settings(self) -> None:
-        """Write every hyper-parameter with its reason to ``semicon_config.json`` in the fold folder."""
-        content = {
-            "version": __version__,
-            "trainer": type(self).__name__,
-            "settings": {name: derived._asdict() for name, derived in self.resolved.settings.items()},
-        }
-        with open(os.path.join(self.output_folder, "semicon_config.json"), "w") as file:
-            json.dump(content, file, indent=2)
 
     # ------------------------------------------------------------------ training
 
@@ -358,7 +283,7 @@ class SemiTrainer(StreamTrainer):
         network, folder = self.network, self.output_folder
         # nnU-Net looks for the network below a wrapper if there are several processes; this one synchronizes nothing
         self.network = nn.DataParallel(second, [self.device.index]) if self.is_ddp else second
-        self.output_folder = os.path.join(folder, SECOND_FOLDER)
+        self.output_folder = os.path.join(folder, checkpoints.SECOND_FOLDER)
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
@@ -413,16 +338,3 @@ class SemiTrainer(StreamTrainer):
             optimizer.load_state_dict(state)
         states = extra["random_states"]
         self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
-
-
-def known_keys() -> set[str]:
-    """Return every key that some trainer understands; a configuration may be used with several trainers."""
-    configs: list[type] = [trainer.method_class.Config for trainer in _named_trainers(SemiTrainer)]
-    return {key for config_class in (RunConfig, *configs) for key in keys_of(config_class)}
-
-
-def _named_trainers(base: type[SemiTrainer]) -> Iterator[type[SemiTrainer]]:
-    for trainer in base.__subclasses__():
-        if hasattr(trainer, "method_class"):
-            yield trainer
-        yield from _named_trainers(trainer)

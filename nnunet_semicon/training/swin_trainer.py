@@ -6,8 +6,9 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from nnunet_semicon.configuration.architecture import SWIN
 from nnunet_semicon.networks.swin_weights import load_swin_weights
-from nnunet_semicon.training.networks import SWIN, build_network
+from nnunet_semicon.training.networks import build_network
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 
 
