@@ -12,7 +12,8 @@ from performance_page import BENCHMARK_COMMAND
 from tables import NOT_RUN, PAGES_COMMAND, markdown_table, number
 
 from nnunet_semicon.errors import UserError
-from nnunet_semicon.evaluation.compare import Method, compare
+from nnunet_semicon.evaluation.compare import compare
+from nnunet_semicon.evaluation.comparison import Method
 from nnunet_semicon.evaluation.comparison_tables import describe, differences_markdown, how, means_markdown
 from nnunet_semicon.evaluation.runs import run_of
 

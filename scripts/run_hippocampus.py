@@ -355,7 +355,7 @@ def results_folder(dataset: str, fold: int) -> str:
 
 def execute(args: argparse.Namespace) -> None:
     """Run (or print) everything that is still missing."""
-    from nnunet_semicon.cli.configure import parse_seeds
+    from nnunet_semicon.cli.key_values import parse_seeds
 
     seeds = parse_seeds(args.seeds)
     task = find_task(args)

@@ -12,14 +12,8 @@ from scipy.stats import wilcoxon
 
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.errors import UserError
-from nnunet_semicon.evaluation.compare import (
-    Comparison,
-    Difference,
-    Mean,
-    Method,
-    compare,
-    is_higher_better,
-)
+from nnunet_semicon.evaluation.compare import compare, is_higher_better
+from nnunet_semicon.evaluation.comparison import Comparison, Difference, Mean, Method
 from nnunet_semicon.evaluation.comparison_tables import as_json, as_markdown, differences_markdown, means_markdown
 from nnunet_semicon.evaluation.runs import find, read_methods, run_of
 from nnunet_semicon.evaluation.statistics import RESAMPLES, bootstrap_interval, holm, resampled, signed_rank_p

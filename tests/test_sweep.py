@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_semicon.cli.check_weights import check_weights
-from nnunet_semicon.cli.configure import variants_of
 from nnunet_semicon.cli.findings import survived
 from nnunet_semicon.cli.main import main
+from nnunet_semicon.cli.settings import variants_of
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.sweep.cells import make_cells
 from nnunet_semicon.sweep.cluster import Cluster, make_executor

@@ -14,7 +14,7 @@ from nnunet_semicon.errors import UserError, listing, nearest
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunet_semicon.cli.configure import Place
+    from nnunet_semicon.cli.place import Place
     from nnunet_semicon.sweep.cells import Cell
     from nnunet_semicon.sweep.file import Stage, Sweep
     from nnunet_semicon.sweep.plan import Plan
@@ -38,7 +38,8 @@ def prepare(args: argparse.Namespace) -> "tuple[Plan, list[str]]":
         UserError: anything is wrong; then nothing is written.
     """
     from nnunet_semicon.cli.common import results_folder
-    from nnunet_semicon.cli.configure import MOST_CONFIGURATIONS, find_plans, variants_of
+    from nnunet_semicon.cli.place import find_plans
+    from nnunet_semicon.cli.settings import MOST_CONFIGURATIONS, variants_of
     from nnunet_semicon.configuration.plans import read_plans, write_plans
     from nnunet_semicon.sweep.cells import make_cells
     from nnunet_semicon.sweep.file import read_sweep
@@ -100,8 +101,8 @@ def _check_stage(stage: "Stage", place: "Place") -> Checked:
     Raises:
         UserError: one of them is wrong.
     """
-    from nnunet_semicon.cli.configure import read_values
     from nnunet_semicon.cli.key_values import refuse_overlap
+    from nnunet_semicon.cli.settings import read_values
     from nnunet_semicon.configuration.plans import BATCH_SIZE, inherited_block, refuse_unknown
     from nnunet_semicon.training.semi_trainer import SemiTrainer
 
@@ -169,7 +170,7 @@ def _with_configurations(
     Raises:
         UserError: one of them exists with other values, and not ``force``; or cannot be added.
     """
-    from nnunet_semicon.cli.configure import refuse_replacing
+    from nnunet_semicon.cli.settings import refuse_replacing
     from nnunet_semicon.configuration.plans import add_configuration
 
     after = dict(plans)

@@ -19,7 +19,7 @@ def check_weights(name_or_id: str, plans_identifier: str, configuration: str, pa
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     from nnunet_semicon.cli.check_dataset import read_json
-    from nnunet_semicon.cli.configure import find_plans
+    from nnunet_semicon.cli.place import find_plans
     from nnunet_semicon.configuration.plans import refuse_unknown
     from nnunet_semicon.sweep.weights import misfit, network_in, network_of
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from nnunet_semicon.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from nnunet_semicon.evaluation.compare import Comparison, Method
+    from nnunet_semicon.evaluation.comparison import Comparison, Method
 
 NOTES = """example:
   R=$nnUNet_results/Dataset027_ACDC

@@ -1,18 +1,15 @@
 """``semicon configure``: hyper-parameters without code, kept where nnU-Net keeps its own."""
 
 import argparse
-import json
-import math
 import os
-import re
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from nnunet_semicon.cli.key_values import nested, parse_grid, parse_seeds, parse_settings, refuse_overlap
-from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.cli.key_values import nested, parse_seeds, refuse_overlap
+from nnunet_semicon.cli.place import DEFAULT_PLANS, Place, all_cases, find_plans
+from nnunet_semicon.cli.settings import read_values, refuse_replacing, variants_of
+from nnunet_semicon.errors import UserError, listing
 
 EXAMPLE = """examples:
   semicon configure -d 027                                                     # list the configurations of ours
@@ -26,10 +23,8 @@ EXAMPLE = """examples:
 The new configuration inherits from -c, shares its preprocessed data and has its own result folder. nnU-Net's own
 configurations are never edited. Planning again keeps ours; they then inherit from the new plans."""
 
-DEFAULT_PLANS = "nnUNetPlans"
 DEFAULT_TRAINER = "nnUNetTrainerSPCon"
 DEFAULT_DEVICE = "cuda"  # as nnUNetv2_train
-MOST_CONFIGURATIONS = 500  # of one command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,54 +117,6 @@ def action_of(args: argparse.Namespace) -> str:
     return "show" if args.show else "add"
 
 
-@dataclass(frozen=True)
-class Place:
-    """A plans file and where the rest of the dataset lies.
-
-    Attributes:
-        raw: folder of the raw dataset; empty where ``nnUNet_raw`` is not set.
-        preprocessed: folder of the preprocessed dataset.
-        path: the plans file.
-        plans: its content.
-    """
-
-    raw: str
-    preprocessed: str
-    path: str
-    plans: dict[str, Any]
-
-    @property
-    def dataset(self) -> str:
-        """``DatasetXXX_Name``."""
-        return os.path.basename(self.preprocessed)
-
-    @property
-    def configurations(self) -> dict[str, Any]:
-        """The configurations of the plans."""
-        return dict(self.plans["configurations"])
-
-
-def find_plans(args: argparse.Namespace) -> Place:
-    """Read the plans file that -d and -p name.
-
-    Raises:
-        UserError: it does not exist or is not a plans file.
-    """
-    from nnunet_semicon.cli.common import find_folders
-    from nnunet_semicon.configuration.plans import read_plans
-
-    raw, preprocessed = find_folders(args.d)
-    path = os.path.join(preprocessed, f"{args.p}.json")
-    if not os.path.isfile(path):
-        there = os.listdir(preprocessed) if os.path.isdir(preprocessed) else []
-        others = [name.removesuffix(".json") for name in there if name.endswith(".json")]
-        raise UserError(
-            f"{path} does not exist{nearest(args.p, others)}; run `nnUNetv2_plan_and_preprocess -d {args.d} "
-            f"-c {args.c or '2d'}` first"
-        )
-    return Place(raw, preprocessed, path, read_plans(path))
-
-
 # --- add ---------------------------------------------------------------------------------------------------------
 
 
@@ -200,93 +147,6 @@ def add(args: argparse.Namespace, place: Place) -> None:
     for name in variants:
         print(f"  {train_command(args, name)}")
     print_notes(args, place, trainer, {**values, **nested(dict.fromkeys(grid))}, changed, replaced)
-
-
-def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return what ``--set`` and ``--grid`` say, checked; what the parent has is checked too, as it is copied.
-
-    Raises:
-        UserError: an unknown parent, an unknown key, or a value that is not allowed.
-    """
-    from nnunet_semicon.configuration.config import BLOCK
-    from nnunet_semicon.configuration.plans import inherited_block, refuse_unknown
-
-    refuse_unknown(place.plans, args.c)
-    inherited = inherited_block(place.configurations, args.c)
-    lists = list_settings(config_classes())
-    values, grid = parse_settings(args.set, lists), parse_grid(args.grid, lists)
-    varied = [nested({key: value}) for key, choices in grid.items() for value in choices]
-    # the entries of an object (lambda) may be columns of the meta table, which is read only for them
-    objects = any(isinstance(value, Mapping) for block in (inherited, values, *varied) for value in block.values())
-    columns = label_columns(place) if objects else {}
-    check_values(inherited, f"the '{BLOCK}' block that configuration '{args.c}' has in {place.path}", columns)
-    check_values(values, "--set", columns)
-    for block in varied:
-        check_values(block, "--grid", columns)
-    return values, grid
-
-
-def label_columns(place: Place) -> dict[str, str | None]:
-    """Return column of the meta table -> why it cannot be a label, or None if it can."""
-    from nnunet_semicon.data.meta import training_table
-
-    return training_table(place.raw, place.preprocessed, all_cases(place)).label_columns()
-
-
-def variants_of(
-    name: str, values: Mapping[str, Any], grid: Mapping[str, Sequence[Any]], seeds: Sequence[int] | None
-) -> dict[str, dict[str, Any]]:
-    """Return configuration name -> settings: one for every cell of the grid and every seed.
-
-    Args:
-        name: what ``--name`` gives; alone it names a single configuration.
-        values: settings that all have in common.
-        grid: dotted key -> values, see :func:`parse_grid`.
-        seeds: None for configurations without a seed of their own.
-
-    Raises:
-        UserError: too many of them, or two with the same name.
-    """
-    from nnunet_semicon.configuration.plans import deep_merge
-
-    number = math.prod(map(len, grid.values())) * (1 if seeds is None else len(seeds))
-    if number > MOST_CONFIGURATIONS:
-        raise UserError(
-            f"the grid would give {number} configurations, expected at most {MOST_CONFIGURATIONS}: use fewer values"
-        )
-    variants: dict[str, dict[str, Any]] = {}
-    for cell in product(*grid.values()):
-        chosen = dict(zip(grid, cell, strict=True))
-        cell_name = "_".join([name, *(f"{key.replace('.', '-')}{_in_name(value)}" for key, value in chosen.items())])
-        settings = deep_merge(values, nested(chosen))
-        of_seeds = {cell_name: settings}
-        if seeds is not None:
-            of_seeds = {f"{cell_name}_s{seed}": {**settings, "seed": seed} for seed in seeds}
-        double = next((variant for variant in of_seeds if variant in variants), None)
-        if double is not None:
-            raise UserError(f"two cells of the grid would be named '{double}': leave out one of the values")
-        variants |= of_seeds
-    return variants
-
-
-def _in_name(value: Any) -> str:
-    """Return a value as part of a folder name."""
-    if isinstance(value, list):
-        return "-".join(map(_in_name, value))
-    text = value if isinstance(value, str) else json.dumps(value)
-    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).rstrip("-")
-
-
-def refuse_replacing(names: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raise the sentence that says how existing configurations differ from the new ones."""
-    from nnunet_semicon.configuration.plans import differences
-
-    name = names[0]
-    more = f", and so have {listing(names[1:])}" if names[1:] else ""
-    raise UserError(
-        f"configuration '{name}' already exists with other values ({'; '.join(differences(old[name], new[name]))})"
-        f"{more}: choose another --name, or replace with --force"
-    )
 
 
 def train_command(args: argparse.Namespace, name: str) -> str:
@@ -407,50 +267,3 @@ def show(args: argparse.Namespace, place: Place) -> None:
     print(f"{trainer.__name__} on {place.dataset}, configuration {title}, device {device}:")
     print(as_table(resolved.settings))
     print("This is what would run. Nothing was written.")
-
-
-def all_cases(place: Place) -> list[str]:
-    """Return every scan that a run could see: those with a label and those of ``imagesUn``, sorted."""
-    from nnunet_semicon.cli.meta import unlabeled_cases
-    from nnunet_semicon.data.splits import labeled_cases
-
-    labeled = labeled_cases(place.raw, place.preprocessed)  # after this, dataset.json is known to be legible
-    return sorted({*labeled, *unlabeled_cases(place.raw, place.preprocessed)})
-
-
-# --- what is allowed ---------------------------------------------------------------------------------------------
-
-
-def config_classes() -> list[type]:
-    """Return the config dataclasses of the run and of every method in the catalogue."""
-    from nnunet_semicon import trainers
-    from nnunet_semicon.configuration.config import RunConfig
-
-    return [RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)]
-
-
-def list_settings(classes: Iterable[type]) -> set[str]:
-    """Return the keys of config dataclasses whose value is a list."""
-    from nnunet_semicon.configuration.config import default_of, keys_of
-
-    return {key for c in classes for key, f in keys_of(c).items() if isinstance(default_of(f), list | tuple)}
-
-
-def check_values(settings: Mapping[str, Any], where: str, columns: Mapping[str, str | None]) -> None:
-    """Refuse keys that no trainer knows, values of the wrong type and values outside their documented range.
-
-    Args:
-        settings: as in a ``semicon`` block; nnU-Net's own ``batch_size`` too.
-        where: where they come from, for messages.
-        columns: see :func:`label_columns`.
-    """
-    from nnunet_semicon.configuration.config import check_keys, resolve
-    from nnunet_semicon.configuration.plans import BATCH_SIZE
-    from nnunet_semicon.training.configured_trainer import known_keys
-
-    check_keys(settings, {*known_keys(), BATCH_SIZE}, where)
-    batch_size = settings.get(BATCH_SIZE, 1)
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UserError(f"'batch_size' in {where} is {batch_size!r}, expected a whole number of at least 1")
-    for config in config_classes():
-        resolve(config, settings, where, columns)

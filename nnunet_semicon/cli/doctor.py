@@ -12,8 +12,8 @@ from nnunet_semicon.cli.check_installation import (
     export_line,
 )
 from nnunet_semicon.cli.check_weights import check_weights
-from nnunet_semicon.cli.configure import DEFAULT_PLANS
 from nnunet_semicon.cli.findings import Finding, survived
+from nnunet_semicon.cli.place import DEFAULT_PLANS
 from nnunet_semicon.errors import UserError
 
 

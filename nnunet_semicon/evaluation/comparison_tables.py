@@ -7,12 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from nnunet_semicon import __version__
-from nnunet_semicon.evaluation.compare import (
-    Comparison,
-    Mean,
-    is_higher_better,
-    shown_metric,
-)
+from nnunet_semicon.evaluation.compare import is_higher_better, shown_metric
+from nnunet_semicon.evaluation.comparison import Comparison, Mean
 from nnunet_semicon.evaluation.statistics import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
 
 Rows = list[list[str]]

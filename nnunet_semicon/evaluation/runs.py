@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_semicon.errors import UserError, nearest
-from nnunet_semicon.evaluation.compare import Method, Run
+from nnunet_semicon.evaluation.comparison import Method, Run
 
 EVALUATION = "evaluation.json"
 SUMMARY = "summary.json"  # nnU-Net's own
