@@ -89,7 +89,9 @@ def run(args: argparse.Namespace) -> int:
     package, model = "without", f"-d {args.d} -c {args.c} -p {args.p}"
     if built_by == SWIN_TRAINER:  # nnU-Net alone cannot build a Transformer
         package, model = "with", f"{model} -tr {SWIN_TRAINER}"
-    print(f"{args.network} of {args.tr}, folds {folds}, exported to {target}. Predict {package} this package:")
+    network = "second network" if args.network == "second" else args.network
+    which = f"fold{'s' if len(args.f) > 1 else ''} {folds}"
+    print(f"{network} of {args.tr}, {which}, exported to {target}. Predict {package} this package:")
     print(f"  nnUNet_results={args.o} nnUNetv2_predict {model} -f {folds} -i IN -o OUT")
     return 0
 

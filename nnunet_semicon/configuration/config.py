@@ -23,9 +23,13 @@ def setting(
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
     source: str = "",
+    columns: bool = False,
 ) -> Any:
-    """Declare a config field: default, meaning (with unit), closed range or choices, source of the default."""
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "source": source}
+    """Declare a config field: default, meaning (with unit), closed range or choices, source of the default.
+
+    ``columns``: the entries of an object may also be columns of the meta table.
+    """
+    metadata = {"help": help, "low": low, "high": high, "choices": choices, "source": source, "columns": columns}
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -117,7 +121,7 @@ def checked(
     if value is None and type(None) in allowed:
         return None
     if isinstance(default_of(config_field), dict):
-        return _checked_mapping(key, value, config_field, where, columns)
+        return _checked_mapping(key, value, config_field, where, columns if config_field.metadata["columns"] else {})
     if float in allowed and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     expected = next(t for t in allowed if t is not type(None))
@@ -142,9 +146,10 @@ def _checked_mapping(
         raise UserError(f"'{key}' in {where} is {value!r}, expected an object such as {{\"{example}\": 0.01}}")
     for name, number in value.items():
         if name not in known:
+            more = " (`semicon meta -d DATASET` shows the meta-labels of a dataset)"
             raise UserError(
-                f"unknown entry '{key}.{name}' in {where}{nearest(name, known)}; known are {listing(known)} "
-                "(`semicon meta -d DATASET` shows the meta-labels of a dataset)"
+                f"unknown entry '{key}.{name}' in {where}{nearest(name, known)}; known are {listing(known)}"
+                f"{more if config_field.metadata['columns'] else ''}"
             )
         if isinstance(number, bool) or not isinstance(number, int | float):
             raise UserError(f"'{key}.{name}' in {where} is {number!r}, expected a number")

@@ -136,5 +136,8 @@ def _cases(folder: Path, ending: str) -> set[str]:
         raise UserError(f"{folder} is no folder: expected segmentations ending in {ending} in it")
     cases = {file.name.removesuffix(ending) for file in folder.iterdir() if file.name.endswith(ending)}
     if not cases:
-        raise UserError(f"{folder} has no segmentation: expected files ending in {ending}, as {DATASET} says")
+        raise UserError(
+            f"{folder} has no segmentation: expected files ending in {ending}, as {DATASET} says; a result folder of "
+            "nnU-Net is evaluated alone, its references are known"
+        )
     return cases

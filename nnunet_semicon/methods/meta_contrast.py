@@ -47,6 +47,7 @@ class ContrastConfig:
         "weight of each meta-label, also of columns of the meta table; self: each image its own label; 0 leaves it out",
         low=0,
         source="supplement 4.6",
+        columns=True,
     )
     regularizer: str = setting(
         "linear",
