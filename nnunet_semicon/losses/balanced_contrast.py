@@ -53,7 +53,7 @@ def shuffled_blocks(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor
     """Return sets of pixels: one block of every map, each at a place of its own.
 
     Args:
-        features: (M, D, *S), 2 or 3 spatial axes; images and networks along M.
+        features: (M, D, *S), 2 or 3 spatial axes.
         labels: (M, *S) int64 at the same resolution.
         size: pixels along each side of a block.
 
@@ -61,9 +61,8 @@ def shuffled_blocks(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor
         (K, M size^dim, D) vectors and (K, M size^dim) labels for the K blocks of a map; what pads a block beyond the
         border has the label -1.
     """
-    of_maps = [pixel_sets(f[None], y[None], "block", size) for f, y in zip(features, labels, strict=True)]
-    vectors = torch.stack([own for own, _ in of_maps], dim=1)  # (K, M, size^dim, D)
-    classes = torch.stack([own for _, own in of_maps], dim=1)
+    sets = pixel_sets(features, labels, "block", size)
+    vectors, classes = (own.unflatten(1, (len(labels), -1)) for own in sets)  # (K, M, size^dim, D), without D
     order = torch.rand(classes.shape[:2], device=labels.device).argsort(dim=0)  # another one for each map
     maps = torch.arange(len(labels), device=labels.device)
     return vectors[order, maps].flatten(1, 2), classes[order, maps].flatten(1)

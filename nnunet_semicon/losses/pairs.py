@@ -80,10 +80,13 @@ def anchors_first(embeddings: Tensor, labels: Tensor, is_anchor: Tensor) -> tupl
         is_anchor: (K, N) bool; a vector of unknown label is no anchor in any case.
 
     Returns:
-        The embeddings in their new order, and their pairs. Waits for the device once, for the number of anchors.
+        The embeddings in their new order, and their pairs; in the old order where some set has nothing but anchors, as
+        every row is then computed anyway. Waits for the device once, for the number of anchors.
     """
     is_anchor = is_anchor & (labels != UNKNOWN)
     n_anchors = int(is_anchor.sum(dim=1).max()) if labels.numel() else 0
+    if n_anchors == labels.shape[1]:
+        return embeddings, Pairs(labels, is_anchor)
     order = is_anchor.to(torch.uint8).argsort(dim=1, descending=True, stable=True)
     moved = embeddings.gather(1, order[..., None].expand_as(embeddings))
     return moved, Pairs(labels.gather(1, order), is_anchor.gather(1, order)[:, :n_anchors])

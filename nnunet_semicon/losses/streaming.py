@@ -29,7 +29,7 @@ from nnunet_semicon.losses.precision import full_precision
 Mode: TypeAlias = Literal["hard", "linear"]
 PairMode: TypeAlias = Literal["hard", "linear", "binary"]
 
-CPU_TILE = 2**20  # pairs: 4 MB of float32 stay in the cache
+CPU_TILE = 2**18  # pairs: 1 MB of float32 stays in the cache of a core
 CUDA_TILE = 2**26  # pairs: 256 MB of float32, large enough to keep every unit busy
 SHARE = 16  # a tile and its temporaries take at most a fourth of the free memory
 

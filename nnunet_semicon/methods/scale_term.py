@@ -137,17 +137,18 @@ class ScaleTerm(nn.Module):
             size = maps[0].shape[2:]
             if maps[1].shape[2:] != size:  # a Transformer has no map at some levels
                 maps[1] = F.interpolate(maps[1], size=tuple(size), mode="bilinear" if len(size) == 2 else "trilinear")
-            embedded = torch.cat(self.projectors[index](maps))
-            labels = torch.cat([resized_classes(own, size) for own in classes])
-            total = total + weight * self._loss(index, embedded, labels, self.blocks[scale])
+            labels = [resized_classes(own, size) for own in classes]
+            drawn = [self._pixels(own, y, self.blocks[scale]) for own, y in zip(maps, labels, strict=True)]
+            vectors = self.projectors[index]([pixels for pixels, _ in drawn])
+            total = total + weight * self._loss(index, torch.cat(vectors, dim=1), torch.cat([y for _, y in drawn], 1))
         return total
 
-    def _loss(self, index: int, embedded: Tensor, labels: Tensor, block: int) -> Tensor:
-        """The loss of one scale; (M, D, *s) and (M, *s) of both networks, one after the other."""
-        if block:
-            vectors, labels = shuffled_blocks(embedded, labels, block)
-        else:
-            vectors, labels = pixel_sets(embedded, labels, "exact", 0)
+    def _pixels(self, maps: Tensor, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """(B, C, *s) and (B, *s) of one network to (K, n, C) and (K, n): its part of each of the K sets."""
+        return shuffled_blocks(maps, labels, block) if block else pixel_sets(maps, labels, "exact", 0)
+
+    def _loss(self, index: int, vectors: Tensor, labels: Tensor) -> Tensor:
+        """The loss of one scale; (K, N, D) and (K, N) of both networks."""
         is_anchor = labels >= (0 if self.config.background_anchors else 1)
         is_anchor &= (labels > 0).any(dim=1, keepdim=True)  # sets of background alone are left out, as in the code
         vectors, pairs = anchors_first(vectors, labels, is_anchor)

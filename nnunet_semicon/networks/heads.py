@@ -70,7 +70,7 @@ class Projectors(nn.Module):
 
 
 class PixelProjectors(nn.Module):
-    """Pointwise perceptrons for the maps of two networks: a first layer for each, one last layer for both (MCSC).
+    """Perceptrons for the pixels of two networks: a first layer for each, one last layer for both (MCSC).
 
     Args:
         channels: of the map of each network.
@@ -82,12 +82,13 @@ class PixelProjectors(nn.Module):
     def __init__(self, channels: Sequence[int], out: int, normalize: Sequence[bool], hidden: int = 256) -> None:
         super().__init__()
         self.first = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(width) if norm else nn.Identity(), nn.Linear(width, hidden), nn.ReLU())
+            nn.Sequential(
+                nn.LayerNorm(width) if norm else nn.Identity(), nn.Linear(width, hidden), nn.ReLU(inplace=True)
+            )
             for width, norm in zip(channels, normalize, strict=True)
         )
         self.shared = nn.Linear(hidden, out)
 
-    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Map one (B, C, *S) of each network to (B, out, *S), not normalized."""
-        hidden = [layer(own.movedim(1, -1)) for layer, own in zip(self.first, maps, strict=True)]
-        return [self.shared(own).movedim(-1, 1) for own in hidden]
+    def forward(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """Map one (..., C) of each network to (..., out), not normalized."""
+        return [self.shared(layer(own)) for layer, own in zip(self.first, pixels, strict=True)]

@@ -51,6 +51,15 @@ def test_anchors_come_first():
     assert pairs.is_anchor.tolist() == [[True, True], [True, False]]  # an unknown label is no anchor
 
 
+def test_anchors_stay_where_some_set_has_nothing_else():
+    labels = torch.tensor([[0, -1, 1], [2, 0, 0]])
+    embeddings = torch.arange(6.0).view(2, 3, 1)
+    moved, pairs = anchors_first(embeddings, labels, torch.ones(2, 3, dtype=torch.bool))
+    assert moved is embeddings
+    assert pairs.labels.tolist() == labels.tolist()
+    assert pairs.is_anchor.tolist() == [[True, False, True], [True, True, True]]
+
+
 @pytest.mark.parametrize(
     ("rows", "bank", "expected"),
     [

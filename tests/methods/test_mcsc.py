@@ -46,11 +46,10 @@ def expected_contrast(trainer, batch, outputs, cross=True, balanced=True, anchor
     classes = [torch.cat([known, guesses[own]]), torch.cat([known, guesses[other]])]
     total = 0.0
     for projector, level in zip(trainer.method.contrast.projectors, (0, 3), strict=True):
-        maps = [output.features[level_tap(level)] for output in outputs]
-        maps = [own.movedim(1, -1).flatten(0, -2) for own in projector(maps)]
+        maps = [output.features[level_tap(level)].movedim(1, -1).flatten(0, -2) for output in outputs]
         sizes = [output.features[level_tap(level)].shape[2:] for output in outputs]
         y = torch.cat([resized_classes(own, size).flatten() for own, size in zip(classes, sizes, strict=True)])[None]
-        vectors, pairs = anchors_first(torch.cat(maps)[None], y, y >= anchors_from)
+        vectors, pairs = anchors_first(torch.cat(projector(maps))[None], y, y >= anchors_from)
         loss = balanced_contrast(vectors, pairs, 3, 0.1) if balanced else supervised_contrast(vectors, pairs, 0.1)
         total += loss.item()
     return total
