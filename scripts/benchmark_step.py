@@ -40,6 +40,7 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
         {"sampling": "block"},
     ],
     "nnUNetTrainerPLGCL": [{"lambda_patch": 0}, {"patch_source": "image"}],
+    "nnUNetTrainerMCSC": [{"scales.1": 0}],
 }
 LIBRARIES = ["nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_semicon.trainers"]
 
@@ -51,7 +52,7 @@ class Row:
     Attributes:
         trainer: name for ``-tr``.
         labeled_per_step: None: as the trainer derives it (the control: every row).
-        changes: hyper-parameter -> value.
+        changes: hyper-parameter, dotted -> value.
     """
 
     trainer: str
@@ -109,16 +110,18 @@ def rows_to_measure(task: Task) -> list[Row]:
 
 def variant(task: Task, row: Row | None) -> dict[str, Any]:
     """Return the plans with one more configuration: the given one with the settings of a row."""
+    from nnunet_semicon.cli.key_values import nested
     from nnunet_semicon.configuration.config import BLOCK
-    from nnunet_semicon.configuration.plans import add_configuration
+    from nnunet_semicon.configuration.plans import add_configuration, deep_merge
 
     plans = add_configuration(task.plans, VARIANT, task.configuration, {})
-    block = plans["configurations"][VARIANT][BLOCK]
+    block = plans["configurations"][VARIANT].pop(BLOCK)
     block.pop("labeled_per_step", None)
     if row is not None:
-        block.update(row.changes)
+        block = deep_merge(block, nested(row.changes))
         if row.labeled_per_step is not None:
             block["labeled_per_step"] = row.labeled_per_step
+    plans["configurations"][VARIANT][BLOCK] = block
     return plans
 
 

@@ -137,14 +137,14 @@ def relative_cost(row: Row, benchmark: dict[str, Any] | None) -> tuple[str, str]
 
 
 def _benchmarked(row: Row, benchmark: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The measurement of a row, or of its trainer where its settings are not measured apart."""
+    """The measurement of a row's trainer, with as many of its settings as are measured apart and with no other."""
     entries = [
-        entry
+        (settings, entry)
         for entry in (benchmark["rows"] if benchmark else [])
         if (entry["trainer"], entry["labeled_rows"]) == (row.trainer, row.labeled)
+        and (settings := {f"{k}={v}" for k, v in entry.get("changes", {}).items()}) <= set(row.changes)
     ]
-    of_settings = {frozenset(f"{k}={v}" for k, v in entry.get("changes", {}).items()): entry for entry in entries}
-    return of_settings.get(frozenset(row.changes), of_settings.get(frozenset()))
+    return max(entries, key=lambda found: len(found[0]), default=(None, None))[1]
 
 
 def verdicts(rows: Sequence[Measured], methods: Sequence[Row]) -> str:

@@ -64,5 +64,7 @@ def shuffled_blocks(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor
     sets = pixel_sets(features, labels, "block", size)
     vectors, classes = (own.unflatten(1, (len(labels), -1)) for own in sets)  # (K, M, size^dim, D), without D
     order = torch.rand(classes.shape[:2], device=labels.device).argsort(dim=0)  # another one for each map
-    maps = torch.arange(len(labels), device=labels.device)
-    return vectors[order, maps].flatten(1, 2), classes[order, maps].flatten(1)
+    blocks = (order * len(labels) + torch.arange(len(labels), device=labels.device)).flatten()
+    shuffled = (own.flatten(0, 1).index_select(0, blocks).view_as(own) for own in (vectors, classes))
+    vectors, classes = (own.flatten(1, 2) for own in shuffled)
+    return vectors, classes
