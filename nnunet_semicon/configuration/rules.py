@@ -163,32 +163,40 @@ def plan_rows(
     return RowPlan(labeled, images, scans, per_scan, rows, max(0, rows - batch_size), reason)
 
 
-def block_contrast(rows: int, level: int, dimension: int, network: NetworkCost, published: int) -> Derived:
-    """Side of the blocks whose pixels are contrasted in the maps of two networks; 0: all pixels, exactly.
+def scale_contrast(
+    rows: int, levels: Mapping[str, int], dimension: int, network: NetworkCost, published: int
+) -> dict[str, Derived]:
+    """Side of the blocks whose pixels are contrasted in the maps of two networks at each scale; 0: all, exactly.
 
-    Blocks at one place of each of M maps of P pixels cost 6 M^2 P side^d D operations, all pixels 6 (M P)^2 D. All are
-    taken where that is at most what both networks cost; above, the largest block up to the published one that fits.
+    Blocks at one place of each of M maps of P pixels cost 6 M^2 P side^d D operations, all pixels 6 (M P)^2 D. All
+    scales together may cost what both networks do; coarse scales come first. Where all pixels cost more than is left,
+    the largest block up to the published one that fits.
 
     Args:
         rows: of each network.
-        level: of the decoder, 0 is full resolution.
+        levels: scale -> level of the decoder, 0 is full resolution.
         dimension: D of an embedding.
         network: cost and sizes of one network, one row.
         published: side of the paper's block in pixels.
     """
-    shape = network.shapes[min(level, len(network.shapes) - 1)]
-    pixels, maps, own = math.prod(shape), 2 * rows, 2 * rows * network.flops
     if network.flops == 0:
-        return Derived(published, f"blocks of {published}, as published: the plans do not say what the network costs")
-    cost = f"6 N^2 D for N = {maps * pixels} pixels, D = {dimension}"
-    if 6 * (maps * pixels) ** 2 * dimension <= own:
-        return Derived(0, f"all pixels; {cost}: at most the networks' own {own:.2g} operations")
-
-    def fits(side: int) -> bool:
-        return 6 * maps**2 * pixels * side ** len(shape) * dimension <= own
-
-    side = next((side for side in range(published, 1, -1) if fits(side)), 1)
-    return Derived(side, f"blocks of {side}; {cost}: more than the networks' own {own:.2g} operations")
+        reason = f"blocks of {published}, as published: the plans do not say what the network costs"
+        return dict.fromkeys(levels, Derived(published, reason))
+    maps = 2 * rows
+    budget = left = maps * network.flops
+    derived = {}
+    for scale, level in sorted(levels.items(), key=lambda item: -item[1]):
+        shape = network.shapes[min(level, len(network.shapes) - 1)]
+        of_a_block = 6 * maps**2 * math.prod(shape) * dimension  # times its number of pixels
+        exact = of_a_block * math.prod(shape)
+        fits = (side for side in range(published, 1, -1) if of_a_block * side ** len(shape) <= left)
+        side = 0 if exact <= left else next(fits, 1)
+        left -= of_a_block * side ** len(shape) if side else exact
+        what = f"blocks of {side}" if side else "all pixels"
+        words = f"{'more' if side else 'no more'} than is left of the networks' own {budget:.2g} operations"
+        reason = f"{what}; 6 N^2 D for N = {maps * math.prod(shape)} pixels, D = {dimension}: {words}"
+        derived[scale] = Derived(side, reason)
+    return derived
 
 
 def fitting_rows(batch_size: int, networks: int, network: NetworkCost, memory: float | None) -> Derived:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import SET, Derived, Facts, block_contrast
+from nnunet_semicon.configuration.rules import SET, Derived, Facts, scale_contrast
 from nnunet_semicon.data.batch import resized_classes
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.balanced_contrast import balanced_contrast, shuffled_blocks
@@ -87,9 +87,9 @@ def derive(config: ScaleConfig, facts: Facts) -> dict[str, Derived]:
     if config.pixels is not None:
         return {"blocks": Derived(dict.fromkeys(scales, side if config.pixels == "block" else 0), SET)}
     rows, dimension = facts.rows.student_rows, config.embedding_dim
-    rules = {scale: block_contrast(rows, LEVELS[scale], dimension, facts.network, side) for scale in scales}
-    reasons = "; ".join(f"{scale}: {derived.reason}" for scale, derived in rules.items())
-    return {"blocks": Derived({scale: derived.value for scale, derived in rules.items()}, reasons)}
+    rules = scale_contrast(rows, {scale: LEVELS[scale] for scale in scales}, dimension, facts.network, side)
+    reasons = "; ".join(f"{scale}: {rules[scale].reason}" for scale in scales)
+    return {"blocks": Derived({scale: rules[scale].value for scale in scales}, reasons)}
 
 
 class ScaleTerm(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.cost import NetworkCost
-from nnunet_semicon.configuration.rules import block_contrast
+from nnunet_semicon.configuration.rules import scale_contrast
 from nnunet_semicon.data.batch import pixel_classes, resized_classes
 from nnunet_semicon.losses.balanced_contrast import balanced_contrast, shuffled_blocks
 from nnunet_semicon.losses.contrastive import supervised_contrast
@@ -118,17 +118,24 @@ def test_blocks_of_a_set_come_from_every_map_and_any_place():
 
 
 def test_side_of_a_block_follows_from_the_cost():
-    def sides(flops, shape=((64, 64), (32, 32), (16, 16), (8, 8))):
-        return [block_contrast(4, level, 128, NetworkCost(shape, flops), 19).value for level in (0, 3)]
+    levels = {"1": 0, "1/8": 3}
+    shapes = ((64, 64), (32, 32), (16, 16), (8, 8))
 
-    pixels = 2 * 4 * 64 * 64
-    exact = 6 * pixels**2 * 128 / (2 * 4)
-    assert sides(exact) == [0, 0]
-    assert sides(0.99 * exact) == [19, 0]
-    assert sides(6 * 8**2 * 64**2 * 10**2 * 128 / 8) == [10, 0]
+    def sides(flops, shapes=shapes):
+        rules = scale_contrast(4, levels, 128, NetworkCost(shapes, flops), 19)
+        return [rules[scale].value for scale in levels]
+
+    coarse, fine = (6 * (8 * side**2) ** 2 * 128 / 8 for side in (8, 64))  # all pixels, for one row of one network
+    of_blocks = 6 * 8**2 * 64**2 * 10**2 * 128 / 8  # of 10 x 10 pixels at full resolution
+    assert sides(fine + coarse) == [0, 0]
+    assert sides(fine + 0.99 * coarse) == [19, 0], "the scales share what the networks cost"
+    assert sides(of_blocks + coarse) == [10, 0]
+    assert sides(of_blocks) == [9, 0]
+    assert sides(coarse) == [1, 0]
+    assert sides(0.99 * coarse) == [1, 7]
     assert sides(1.0) == [1, 1]
     assert sides(0.0) == [19, 19]
-    assert block_contrast(4, 3, 128, NetworkCost(((64, 64), (32, 32)), exact), 19).value == 0
+    assert sides(fine, shapes[:2])[1] == 0, "a scale without a map is taken at the nearest one"
 
 
 @pytest.mark.parametrize("scales", [{"1": 0.0}, {"1/8": 0.0}, {"1/4": 1.0}, {"1": 0.0, "1/4": 2.0, "1/8": 0.0}])
