@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
+from torch.utils.checkpoint import checkpoint
 
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.rules import SET, Derived, Facts, scale_contrast
@@ -21,7 +22,7 @@ from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.balanced_contrast import balanced_contrast, shuffled_blocks
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE, supervised_contrast
 from nnunet_semicon.losses.local_contrast import pixel_sets
-from nnunet_semicon.losses.pairs import anchors_first
+from nnunet_semicon.losses.pairs import Pairs, anchors_first, positive_counts
 from nnunet_semicon.methods.base import BuildContext
 from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.heads import PixelProjectors
@@ -29,6 +30,7 @@ from nnunet_semicon.networks.swin_unet import SwinUNet
 from nnunet_semicon.networks.taps import channels_at, level_tap
 
 LEVELS = {"1": 0, "1/4": 2, "1/8": 3}  # scale -> times the resolution was halved
+VALUES_AT_ONCE = {False: 2**21, True: 2**25}  # of embeddings, on CPU (8 MB of float32) and on CUDA (128 MB)
 DECAY = 5e-4  # of the projectors' weights (authors' code)
 
 
@@ -139,21 +141,40 @@ class ScaleTerm(nn.Module):
                 maps[1] = F.interpolate(maps[1], size=tuple(size), mode="bilinear" if len(size) == 2 else "trilinear")
             labels = [resized_classes(own, size) for own in classes]
             drawn = [self._pixels(own, y, self.blocks[scale]) for own, y in zip(maps, labels, strict=True)]
-            vectors = self.projectors[index]([pixels for pixels, _ in drawn])
-            total = total + weight * self._loss(index, torch.cat(vectors, dim=1), torch.cat([y for _, y in drawn], 1))
+            pixels, of_pixels = zip(*drawn, strict=True)
+            total = total + weight * self._loss(index, pixels, torch.cat(of_pixels, dim=1))
         return total
 
     def _pixels(self, maps: Tensor, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
         """(B, C, *s) and (B, *s) of one network to (K, n, C) and (K, n): its part of each of the K sets."""
         return shuffled_blocks(maps, labels, block) if block else pixel_sets(maps, labels, "exact", 0)
 
-    def _loss(self, index: int, vectors: Tensor, labels: Tensor) -> Tensor:
-        """The loss of one scale; (K, N, D) and (K, N) of both networks."""
+    def _loss(self, index: int, pixels: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """The loss of one scale; (K, n, C) of each network, (K, N) of both.
+
+        Sets do not meet: where there are many, a few at a time are embedded and contrasted, and again in the backward
+        pass, so that the embeddings of all pixels are never in memory at once.
+        """
         is_anchor = labels >= (0 if self.config.background_anchors else 1)
         is_anchor &= (labels > 0).any(dim=1, keepdim=True)  # sets of background alone are left out, as in the code
-        vectors, pairs = anchors_first(vectors, labels, is_anchor)
+        pairs = Pairs(labels, is_anchor)
         if self.training:
             self.negatives.count(index, pairs)
+        at_once = max(1, VALUES_AT_ONCE[labels.is_cuda] // (labels.shape[1] * self.config.embedding_dim))
+        if at_once >= len(labels):
+            return self._contrast(index, pixels, labels, is_anchor)
+        counts = (positive_counts(pairs) > 0).any(dim=1)  # sets that have something to contrast
+        total = labels.new_zeros((), dtype=torch.float32)
+        for first in range(0, len(labels), at_once):
+            sets = slice(first, first + at_once)
+            own = index, [of_network[sets] for of_network in pixels], labels[sets], is_anchor[sets]
+            mean = checkpoint(self._contrast, *own, use_reentrant=False, preserve_rng_state=False)
+            total = total + mean * counts[sets].sum()
+        return total / counts.sum().clamp_min(1)
+
+    def _contrast(self, index: int, pixels: Sequence[Tensor], labels: Tensor, is_anchor: Tensor) -> Tensor:
+        """Mean loss of the given sets of one scale."""
+        vectors, pairs = anchors_first(torch.cat(self.projectors[index](pixels), dim=1), labels, is_anchor)
         if self.config.balanced:
             return balanced_contrast(vectors, pairs, self.n_classes, self.config.temperature)
         return supervised_contrast(vectors, pairs, self.config.temperature)

@@ -13,7 +13,9 @@ from nnunet_semicon.configuration.rules import scale_contrast
 from nnunet_semicon.data.batch import pixel_classes, resized_classes
 from nnunet_semicon.losses.balanced_contrast import balanced_contrast, shuffled_blocks
 from nnunet_semicon.losses.contrastive import supervised_contrast
+from nnunet_semicon.losses.local_contrast import pixel_sets
 from nnunet_semicon.losses.pairs import anchors_first
+from nnunet_semicon.methods import scale_term
 from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at, level_tap
@@ -115,6 +117,56 @@ def test_blocks_of_a_set_come_from_every_map_and_any_place():
     assert (places[:, 0] != places[:, 1]).any(), "blocks of all maps come from one place"
     for own in places[..., 0].T:
         assert sorted(own.tolist()) == list(range(16))
+
+
+@pytest.mark.parametrize("values", [{}, {"balanced": False}, {"background_anchors": False}])
+def test_a_few_sets_at_a_time_give_the_loss_of_all(training, monkeypatch, values):
+    """One of the sets has a single class, one nothing but background, one nothing that is known."""
+    configure(training, "blocks", "2d_short", pixels="block", block_size=2, scales={"1/8": 0.0}, **values)
+    term = started(NAME, "blocks").method.contrast
+    width = [layer[1].in_features for layer in term.projectors[0].first]
+    maps = [torch.randn(2, channels, 8, 8, requires_grad=True) for channels in width]
+    classes = torch.randint(0, 3, (2, 8, 8))
+    monkeypatch.setattr("nnunet_semicon.methods.scale_term.shuffled_blocks", in_order)
+    for column, value in enumerate((1, 0, -1)):
+        classes[:, :2, 2 * column : 2 * column + 2] = value
+    features = [{level_tap(0): own} for own in maps]
+    found = []
+    for at_once in (2**30, 3 * 16 * 128):  # all 16 sets of 16 pixels in 128 dimensions, and 3 of them
+        monkeypatch.setattr(scale_term, "VALUES_AT_ONCE", {False: at_once})
+        kept = KeptForBackward()
+        with kept:
+            loss = term(features, [classes, classes])
+        gradients = torch.autograd.grad(loss, [*maps, *term.projectors.parameters()])
+        found.append((loss, gradients, kept.values))
+    (loss, gradients, values_of_all), (in_parts, of_parts, values_of_parts) = found
+    assert loss > 0.1
+    torch.testing.assert_close(in_parts, loss)
+    for own, of_all in zip(of_parts, gradients, strict=True):
+        torch.testing.assert_close(own, of_all)
+    assert values_of_parts < 16 * 16 * 128 < values_of_all, "embeddings of all pixels are kept"
+
+
+def in_order(maps, labels, size):
+    """Blocks that are not shuffled."""
+    return pixel_sets(maps, labels, "block", size)
+
+
+class KeptForBackward(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the values that are kept for the backward pass, each tensor once."""
+
+    def __init__(self):
+        self.kept = {}
+        super().__init__(self.keep, lambda tensor: tensor)
+
+    def keep(self, tensor):
+        storage = tensor.untyped_storage()
+        self.kept[storage.data_ptr()] = (storage.nbytes() // tensor.element_size(), tensor)
+        return tensor
+
+    @property
+    def values(self):
+        return sum(size for size, _ in self.kept.values())
 
 
 def test_side_of_a_block_follows_from_the_cost():
