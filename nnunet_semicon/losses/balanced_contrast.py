@@ -62,7 +62,7 @@ def shuffled_blocks(features: Tensor, labels: Tensor, size: int) -> tuple[Tensor
         border has the label -1.
     """
     sets = pixel_sets(features, labels, "block", size)
-    vectors, classes = (own.unflatten(1, (len(labels), -1)) for own in sets)  # (K, M, size^dim, D), without D
+    vectors, classes = (own.unflatten(1, (len(labels), -1)) for own in sets)  # (K, M, size^dim, D) and (K, M, size^dim)
     order = torch.rand(classes.shape[:2], device=labels.device).argsort(dim=0)  # another one for each map
     blocks = (order * len(labels) + torch.arange(len(labels), device=labels.device)).flatten()
     shuffled = (own.flatten(0, 1).index_select(0, blocks).view_as(own) for own in (vectors, classes))

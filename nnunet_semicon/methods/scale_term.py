@@ -140,14 +140,10 @@ class ScaleTerm(nn.Module):
             if maps[1].shape[2:] != size:  # a Transformer has no map at some levels
                 maps[1] = F.interpolate(maps[1], size=tuple(size), mode="bilinear" if len(size) == 2 else "trilinear")
             labels = [resized_classes(own, size) for own in classes]
-            drawn = [self._pixels(own, y, self.blocks[scale]) for own, y in zip(maps, labels, strict=True)]
+            drawn = [_part_of_sets(own, y, self.blocks[scale]) for own, y in zip(maps, labels, strict=True)]
             pixels, of_pixels = zip(*drawn, strict=True)
             total = total + weight * self._loss(index, pixels, torch.cat(of_pixels, dim=1))
         return total
-
-    def _pixels(self, maps: Tensor, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """(B, C, *s) and (B, *s) of one network to (K, n, C) and (K, n): its part of each of the K sets."""
-        return shuffled_blocks(maps, labels, block) if block else pixel_sets(maps, labels, "exact", 0)
 
     def _loss(self, index: int, pixels: Sequence[Tensor], labels: Tensor) -> Tensor:
         """The loss of one scale; (K, n, C) of each network, (K, N) of both.
@@ -178,3 +174,8 @@ class ScaleTerm(nn.Module):
         if self.config.balanced:
             return balanced_contrast(vectors, pairs, self.n_classes, self.config.temperature)
         return supervised_contrast(vectors, pairs, self.config.temperature)
+
+
+def _part_of_sets(maps: Tensor, labels: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """(B, C, *s) and (B, *s) of one network to (K, n, C) and (K, n): its part of each of the K sets."""
+    return shuffled_blocks(maps, labels, block) if block else pixel_sets(maps, labels, "exact", 0)
