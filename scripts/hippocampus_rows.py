@@ -1,14 +1,14 @@
 """What the tables on Hippocampus compare: rows, the configurations they train in, and the runs that fill them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SEEDS = (0, 1, 2)
 FOLD = 2
 BATCH_SIZE = 32
 LABELED_PER_STEP = 16
 LENGTH = ("num_epochs=6", "num_val_iterations_per_epoch=5")
-PREFIX = "nnUNetTrainer"
+PREFIX = STOCK = "nnUNetTrainer"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Row:
         changes: what it changes, for ``semicon configure --set``.
         start: whose weights it starts from; None: from scratch.
         words: the variant in a table.
+        second: trainer that builds the second network, where it is measured instead of the planned one; both come from
+            the same training.
     """
 
     trainer: str
@@ -64,6 +66,12 @@ class Row:
     changes: tuple[str, ...] = ()
     start: Pretraining | None = None
     words: str = ""
+    second: str = ""
+
+    @property
+    def trained(self) -> "Row":
+        """The row of the training that it measures."""
+        return replace(self, second="")
 
     @property
     def name(self) -> str:
@@ -97,12 +105,29 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its JSON file, without ending."""
-        return f"{self.row.trainer}__{self.configuration}"
+        return f"{self.row.trainer}__{self.configuration}" + ("__second" if self.is_second else "")
 
     @property
     def start(self) -> "Cell | None":
         """The pre-training of the same seed that it starts from."""
         return None if self.row.start is None else Cell(self.row.start, self.parent, self.seed)
+
+    @property
+    def is_second(self) -> bool:
+        """Whether it measures the second network of a training, and trains nothing itself."""
+        return isinstance(self.row, Row) and bool(self.row.second)
+
+    @property
+    def built_by(self) -> str:
+        """The trainer that builds its network, for ``-tr`` in prediction."""
+        return self.row.second if isinstance(self.row, Row) and self.row.second else self.row.trainer
+
+    @property
+    def needs(self) -> "Cell | None":
+        """The cell whose checkpoint must be there first."""
+        if isinstance(self.row, Row) and self.row.second:
+            return replace(self, row=self.row.trained)
+        return self.start
 
 
 CONTROL, MEAN_TEACHER, SPCON = (f"{PREFIX}{name}" for name in ("SupervisedControl", "MeanTeacher", "SPCon"))
@@ -180,22 +205,34 @@ PLGCL_VARIANTS = (
 # network has no map at 1/8, so that this scale is taken at 1/4
 SWIN, CPS, TEACHING, MCSC = (f"{PREFIX}{name}" for name in ("SwinUNet", "CPS", "CrossTeaching", "MCSC"))
 MCSC_FOLDS = {2: 4, 0: 1}  # fold -> labeled scans
-MCSC_ROW = Row(MCSC, LABELED_PER_STEP)
-MCSC_BASELINES = (Row(SWIN, LABELED_PER_STEP), Row(CPS, LABELED_PER_STEP), Row(TEACHING, LABELED_PER_STEP))
 _SCALE_1 = ("scales.1/8=0",)
 _UNBALANCED = ("balanced=false", *_SCALE_1)
-MCSC_VARIANTS = (
+
+
+def _both(row: Row, second: str = SWIN) -> tuple[Row, Row]:
+    """Return the rows of both networks of a training; ``second``: trainer that builds the second one."""
+    return row, replace(row, second=second)
+
+
+MCSC_ROWS = _both(Row(MCSC, LABELED_PER_STEP))
+MCSC_BASELINES = (
+    Row(SWIN, LABELED_PER_STEP),
+    *_both(Row(CPS, LABELED_PER_STEP), STOCK),
+    *_both(Row(TEACHING, LABELED_PER_STEP)),
+)
+_VARIANTS = (
     Row(MCSC, LABELED_PER_STEP, "scl", ("cross_labels=false", *_UNBALANCED), words="contrast alone, scale 1"),
     Row(MCSC, LABELED_PER_STEP, "cross", _UNBALANCED, words="with cross labels, scale 1"),
     Row(MCSC, LABELED_PER_STEP, "scale1", _SCALE_1, words="balanced too, scale 1"),
     Row(MCSC, LABELED_PER_STEP, "scale8", ("scales.1=0",), words="scale 1/8 alone"),
     Row(MCSC, LABELED_PER_STEP, "no_background", ("background_anchors=false",), words="no background anchors"),
 )
+MCSC_VARIANTS = tuple(row for variant in _VARIANTS for row in _both(variant))
 
 # table -> its rows, in the order in which they are run: what the table cannot do without first
 TABLES: dict[str, tuple[Sequence[Row], ...]] = {
     "sp_con": (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT),
     "supervised_local": ((*CONTROLS, LOCAL_EXACT, LOCAL_JOINT), LOCAL_OTHERS),
     "plgcl": ((*CONTROLS, PLGCL_ROW), PLGCL_VARIANTS),
-    "mcsc": ((*CONTROLS, MCSC_ROW), MCSC_BASELINES, MCSC_VARIANTS),
+    "mcsc": ((*CONTROLS, *MCSC_ROWS), MCSC_BASELINES, MCSC_VARIANTS),
 }

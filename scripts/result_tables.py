@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hippocampus_rows import CONTROLS, SEEDS, Cell, Row
+from hippocampus_rows import CONTROLS, SEEDS, SWIN, Cell, Row
 from performance_page import BENCHMARK_COMMAND
 from tables import NOT_RUN, PAGES_COMMAND, markdown_table, number
 
@@ -58,7 +58,8 @@ def plain_title(row: Row) -> str:
 
 
 def _particulars(row: Row) -> str:
-    return (f", {row.words}" if row.words else "") + (f", from {row.start.words}" if row.start else "")
+    words = (f", {row.words}" if row.words else "") + (f", from {row.start.words}" if row.start else "")
+    return words + {"": "", SWIN: ", Transformer"}.get(row.second, ", second network")
 
 
 def read_rows(folder: Path, rows: Sequence[Row]) -> list[Measured]:
@@ -180,8 +181,11 @@ def verdict(method: Measured, control: Measured) -> tuple[str, bool]:
 
 def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None, command: str) -> str:
     """Say which cells are not run, and with which commands they are filled."""
-    absent = sum(len(SEEDS) - len(measured.runs) for measured in rows)
-    total = len(rows) * len(SEEDS)
+    absences: dict[Row, int] = {}  # a training counts once, both its networks are measured
+    for measured in rows:
+        training = measured.row.trained
+        absences[training] = max(absences.get(training, 0), len(SEEDS) - len(measured.runs))
+    absent, total = sum(absences.values()), len(absences) * len(SEEDS)
     unmeasured = any(_benchmarked(measured.row, benchmark) is None for measured in rows)
     if not absent and not unmeasured:
         return f"All {total} runs of this table are made."

@@ -16,7 +16,7 @@ from hippocampus_rows import (
     LOCAL_ROWS,
     MCSC_BASELINES,
     MCSC_FOLDS,
-    MCSC_ROW,
+    MCSC_ROWS,
     MCSC_VARIANTS,
     METHODS,
     OTHERS_FINE_TUNED,
@@ -169,12 +169,13 @@ def patch_contrast(results: Path, benchmark: dict[str, Any] | None) -> list[str]
 
 def two_networks(results: Path, benchmark: dict[str, Any] | None) -> list[str]:
     """Return the tables of the methods that train two networks."""
-    rows = (*CONTROLS, *MCSC_BASELINES, MCSC_ROW, *MCSC_VARIANTS)
+    rows = (*CONTROLS, *MCSC_BASELINES, *MCSC_ROWS, *MCSC_VARIANTS)
     return [
         "## Two networks that teach each other: Hippocampus",
         "[CPS and cross teaching](methods/cross_supervision.md), and [MCSC](methods/mcsc.md) with the rows of its "
-        "ablation. Protocol and controls are those of the first table; the numbers are those of the planned network. "
-        "It has no map at 1/8 here: that scale is taken at 1/4.",
+        "ablation. Protocol and controls are those of the first table. A training has a line for each of its networks: "
+        "the planned one, with which `nnUNetv2_predict` works at once, and the second one, exported by "
+        "`semicon export --network second`. The planned network has no map at 1/8 here: that scale is taken at 1/4.",
         *by_labeled_scans(results, MCSC_FOLDS, rows, f"{RUN} --table mcsc", benchmark),
     ]
 

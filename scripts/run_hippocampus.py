@@ -56,10 +56,10 @@ class Task:
         sees_all = isinstance(cell.row, Pretraining) and not cell.row.labeled
         return self.pretraining_fold if sees_all else self.fold
 
-    def results(self, cell: Cell) -> Path:
-        """The fold folder that nnU-Net writes."""
-        model = f"{cell.row.trainer}__{PLANS}__{cell.configuration}"
-        return Path(os.environ[RESULTS]) / self.dataset / model / f"fold_{self.fold_of(cell)}"
+    def results(self, cell: Cell, exported: Path | None = None) -> Path:
+        """The fold folder that nnU-Net writes, or its copy in the folder to which a second network is exported."""
+        base, trainer = (exported, cell.built_by) if exported else (Path(os.environ[RESULTS]), cell.row.trainer)
+        return base / self.dataset / f"{trainer}__{PLANS}__{cell.configuration}" / f"fold_{self.fold_of(cell)}"
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,22 @@ def train_command(task: Task, cell: Cell) -> list[str]:
 def measure_commands(task: Task, cell: Cell, folder: Path) -> list[list[str]]:
     """Return prediction and evaluations; ``folder`` has the linked validation ``images`` and ``labels``."""
     predicted = folder / cell.name
-    predict = ["nnUNetv2_predict", "-d", task.d, "-c", cell.configuration, "-f", str(task.fold)]
-    predict += ["-tr", cell.row.trainer, "-i", f"{folder / 'images'}", "-o", f"{predicted}"]
+    model = ["-d", task.d, "-c", cell.configuration, "-f", str(task.fold), "-tr"]
+    export: list[list[str]] = []
+    predict = ["nnUNetv2_predict", *model, cell.built_by, "-i", f"{folder / 'images'}", "-o", f"{predicted}"]
     predict += ["-device", task.device, "-npp", "1", "-nps", "1"]
+    if cell.is_second:
+        model_folder = f"{exported_to(cell, folder)}"
+        export = [["semicon", "export", *model, cell.row.trainer, "-o", model_folder, "--network", "second"]]
+        predict = ["env", f"{RESULTS}={model_folder}", *predict]
     evaluate = ["nnUNetv2_evaluate_folder", f"{folder / 'labels'}", f"{predicted}"]
     evaluate += ["-djfile", f"{predicted / 'dataset.json'}", "-pfile", f"{predicted / 'plans.json'}", "-np", "1"]
-    return [predict, evaluate, ["semicon", "evaluate", f"{predicted}", f"{folder / 'labels'}"]]
+    return [*export, predict, evaluate, ["semicon", "evaluate", f"{predicted}", f"{folder / 'labels'}"]]
+
+
+def exported_to(cell: Cell, folder: Path) -> Path:
+    """Return where the second network of a cell is exported to."""
+    return folder / f"{cell.name}__model"
 
 
 def show(words: Sequence[str]) -> None:
@@ -211,18 +221,30 @@ def link_validation(task: Task, cases: Sequence[str], folder: Path) -> None:
 # --- one cell ------------------------------------------------------------------------------------------------------
 
 
-def run_cell(task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
-    """Train, predict and evaluate; return what goes into the JSON file."""
-    content = trained(task, cell)
+def run_cell(task: Task, cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
+    """Do what a cell asks for; return what goes into its JSON file."""
+    if isinstance(cell.row, Pretraining):
+        return run_pretraining(task, cell)
+    if cell.is_second:
+        return run_second(task, cell, folder, out)
+    start = None if cell.start is None else cell.start.name
+    return {**trained(task, cell), "start": start, **measured(task, cell, folder)}
+
+
+def run_second(task: Task, cell: Cell, folder: Path, out: Path) -> dict[str, Any]:
+    """Export the second network of a training, predict and evaluate; return what goes into the JSON file."""
+    assert cell.needs is not None
+    training = json.loads(json_file(task, cell.needs, out).read_text())
+    return {**training, "network": "second", **measured(task, cell, folder)}
+
+
+def measured(task: Task, cell: Cell, folder: Path) -> dict[str, Any]:
+    """Predict and evaluate; return what is recorded of it."""
     for words in measure_commands(task, cell, folder):
         run(words)
-    validation = json.loads((task.results(cell) / "validation" / "summary.json").read_text())
-    return {
-        **content,
-        "start": None if cell.start is None else cell.start.name,
-        "validation_dice": validation["foreground_mean"]["Dice"],
-        **evaluation(folder / cell.name),
-    }
+    results = task.results(cell, exported_to(cell, folder) if cell.is_second else None)
+    validation = json.loads((results / "validation" / "summary.json").read_text())
+    return {"validation_dice": validation["foreground_mean"]["Dice"], **evaluation(folder / cell.name)}
 
 
 def run_pretraining(task: Task, cell: Cell) -> dict[str, Any]:
@@ -366,14 +388,15 @@ def execute(args: argparse.Namespace) -> None:
     print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them in {out} already")
     if not missing:
         return
-    cells = in_order(missing, lambda start: _is_recorded(task, start, out))
+    cells = in_order(missing, lambda needed: _is_recorded(task, needed, out))
     configure = configure_commands(task, [cell.row for cell in cells], seeds)
     if args.dry_run:
         folder = Path("TEMPORARY")  # links to the validation cases, removed at the end
         for words in configure:
             show(words)
         for cell in cells:
-            show(train_command(task, cell))
+            if not cell.is_second:
+                show(train_command(task, cell))
             for words in measure_commands(task, cell, folder) if isinstance(cell.row, Row) else []:
                 show(words)
         return
@@ -388,8 +411,7 @@ def execute(args: argparse.Namespace) -> None:
             if args.budget_minutes is not None and time.monotonic() - start > 60 * args.budget_minutes:
                 print(f"{args.budget_minutes:g} minutes are over: {cell.name} and later cells are not run")
                 break
-            content = run_cell(task, cell, folder) if isinstance(cell.row, Row) else run_pretraining(task, cell)
-            write_json(content, json_file(task, cell, out))
+            write_json(run_cell(task, cell, folder, out), json_file(task, cell, out))
             print(f"written: {json_file(task, cell, out)}")
     print("now `python scripts/make_results.py` brings docs/results.md up to date")
 
@@ -401,18 +423,18 @@ def json_file(task: Task, cell: Cell, out: Path) -> Path:
     return folder / f"{cell.name}.json"
 
 
-def _is_recorded(task: Task, start: Cell, out: Path) -> bool:
-    """Return whether a pre-training is there, with the file that says how it was made."""
-    return (task.results(start) / FINAL).is_file() and json_file(task, start, out).is_file()
+def _is_recorded(task: Task, needed: Cell, out: Path) -> bool:
+    """Return whether a training is there, with the file that says how it was made."""
+    return (task.results(needed) / FINAL).is_file() and json_file(task, needed, out).is_file()
 
 
 def in_order(cells: Sequence[Cell], is_recorded: Callable[[Cell], bool]) -> list[Cell]:
-    """Return the cells, each pre-training that is not there before the first cell that starts from it."""
+    """Return the cells, each training that is needed and not there before the first cell that needs it."""
     order: dict[Cell, None] = {}
 
     def add(cell: Cell) -> None:
-        if cell.start is not None and not is_recorded(cell.start):
-            add(cell.start)
+        if cell.needs is not None and not is_recorded(cell.needs):
+            add(cell.needs)
         order[cell] = None
 
     for cell in cells:

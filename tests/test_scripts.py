@@ -123,14 +123,14 @@ def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
 def test_without_measurements_every_cell_is_not_run(tmp_path):
     page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
     rows = [line for line in page.splitlines() if "not run |" in line]
-    assert len(rows) == 4 + 3 + 3 * 10 + 4 * 11 + 4 * 10 + 2 * 11
+    assert len(rows) == 4 + 3 + 3 * 10 + 4 * 11 + 4 * 10 + 2 * 19
     for row in rows:
         assert row.count("not run") == 5
     assert "python scripts/run_acdc_labels.py -d 027" in page
     assert "12 of 12 runs of this table are not made" in page
     assert "beats" not in page.split("performance.md)")[1]
     assert page.count("30 of 30 runs of this table are not made") == 3 + 4
-    assert page.count("33 of 33 runs of this table are not made") == 4 + 2  # local contrast; two networks
+    assert page.count("33 of 33 runs of this table are not made") == 4 + 2  # local contrast; trainings of two networks
     assert "No benchmark is run yet" in performance
 
 
@@ -261,6 +261,22 @@ def test_a_method_that_is_worse_is_reported_so(tmp_path):
     assert "it beats the control with 16 labeled rows" in sentence
 
 
+def test_a_training_of_two_networks_has_two_lines_and_counts_once(tmp_path):
+    results = tmp_path / "results"
+    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
+        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
+        write_run(results, CONTROL, "short", seed, 0.7 + offset)
+        run = write_run(results, "nnUNetTrainerMCSC", "short", seed, 0.75 + offset)
+        write_json(run.with_name(f"{run.stem}__second.json"), read_json(run) | {"foreground_mean": {"Dice": 0.6}})
+    page, _ = make_pages(results, tmp_path / "docs")
+    section = page[page.index("## Two networks") :]
+    section = section[: section.index("### 1 of 175")]
+    assert "| 16 | 3 of 3 | 0.750 | 0.010 |" in line_of(section, "| `nnUNetTrainerMCSC` |")
+    assert "| 16 | 3 of 3 | 0.600 | 0.000 |" in line_of(section, "| `nnUNetTrainerMCSC`, Transformer |")
+    assert "MCSC, Transformer minus control, 32 labeled rows, paired" in section
+    assert "24 of 33 runs of this table are not made" in section
+
+
 def test_runs_of_different_length_do_not_stand_in_one_table(tmp_path):
     write_run(tmp_path / "results", CONTROL, "short", 0, 0.7)
     write_run(tmp_path / "results", SP_CON, "short", 0, 0.9, iterations=3000)
@@ -348,6 +364,46 @@ def test_a_stage_may_start_from_another(prepared, tmp_path):
     assert local.endswith("2d_short_pretrain_hu_s0/fold_3/checkpoint_final.pth")
     assert run.split()[3:6] == ["0", "-tr", CONTROL]
     assert run.endswith("2d_short_pretrain_global_exact_s0/fold_0/checkpoint_final.pth")
+
+
+def test_both_networks_of_a_training_are_measured(prepared, tmp_path):
+    words = ["--table", "mcsc", "--only", "MCSC__2d_short_s0", "CPS__2d_short_s0"]
+    commands = commands_of(dry_run(prepared, tmp_path, *words))
+    mcsc, cps = "nnUNetTrainerMCSC__2d_short_s0__second", "nnUNetTrainerCPS__2d_short_s0__second"
+    assert [command.split()[5] for command in commands if command.startswith("nnUNetv2_train")] == [
+        "nnUNetTrainerMCSC",
+        "nnUNetTrainerCPS",
+    ]
+    assert (
+        "semicon export -d 901 -c 2d_short_s0 -f 0 -tr nnUNetTrainerMCSC "
+        f"-o TEMPORARY/{mcsc}__model --network second" in commands
+    )
+    predicted = {command for command in commands if "nnUNetv2_predict" in command and "second" in command}
+    assert predicted == {
+        f"env nnUNet_results=TEMPORARY/{name}__model nnUNetv2_predict -d 901 -c 2d_short_s0 -f 0 -tr {trainer} "
+        f"-i TEMPORARY/images -o TEMPORARY/{name} -device cpu -npp 1 -nps 1"
+        for name, trainer in ((mcsc, "nnUNetTrainerSwinUNet"), (cps, "nnUNetTrainer"))
+    }
+    assert f"semicon evaluate TEMPORARY/{mcsc} TEMPORARY/labels" in commands
+
+
+def test_a_second_network_is_measured_without_training_again(prepared, tmp_path):
+    tiny, out = prepared.fresh(tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / "nnUNetTrainerMCSC__2d_short_s0.json").write_text("{}")
+    words = ["--table", "mcsc", "--only", "MCSC__2d_short_s0"]
+    assert any(command.startswith("nnUNetv2_train") for command in commands_of(dry_run(tiny, out, *words)))
+    model = tiny.results / "Dataset901_Tiny" / "nnUNetTrainerMCSC__nnUNetPlans__2d_short_s0"
+    (model / "fold_0").mkdir(parents=True)
+    (model / "fold_0" / "checkpoint_final.pth").touch()
+    commands = commands_of(dry_run(tiny, out, *words))
+    assert [command.split()[0] for command in commands] == [
+        "semicon",  # configure
+        "semicon",  # export
+        "env",
+        "nnUNetv2_evaluate_folder",
+        "semicon",  # evaluate
+    ]
 
 
 def test_what_the_runs_need_is_named(prepared, tmp_path):
