@@ -7,7 +7,7 @@ SEEDS = (0, 1, 2)
 FOLD = 2
 BATCH_SIZE = 32
 LABELED_PER_STEP = 16
-LENGTH = ("num_epochs=6", "num_val_iterations_per_epoch=5")
+LENGTH = ("num_epochs=6", "num_val_iterations_per_epoch=5", "save_every=1")
 PREFIX = STOCK = "nnUNetTrainer"
 
 

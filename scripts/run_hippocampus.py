@@ -32,7 +32,7 @@ from nnunet_semicon.training.snapshots import FOLDER as SNAPSHOTS
 
 RAW, PREPROCESSED, RESULTS = "nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"  # nnU-Net's variables
 PLANS = "nnUNetPlans"
-FINAL = "checkpoint_final.pth"
+FINAL, LATEST = "checkpoint_final.pth", "checkpoint_latest.pth"
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended well: wall time in s, largest resident set of one of its processes in bytes, its output."""
+    """A command that ended well: largest resident set of one of its processes in bytes, its output."""
 
-    seconds: float
     peak_bytes: int
     output: str
 
@@ -86,10 +85,13 @@ def configure_commands(task: Task, rows: Sequence[Row | Pretraining], seeds: Seq
 
 
 def train_command(task: Task, cell: Cell) -> list[str]:
-    """Return the training of a cell or of a pre-training."""
+    """Return the training of a cell or of a pre-training; one that was interrupted is continued."""
     words = ["nnUNetv2_train", task.d, cell.configuration, str(task.fold_of(cell)), "-tr", cell.row.trainer]
     words += ["-device", task.device]
-    if cell.start is not None:
+    folder = task.results(cell)
+    if (folder / LATEST).is_file() and not (folder / FINAL).is_file():
+        words += ["--c"]  # nnU-Net refuses weights to start from beside it
+    elif cell.start is not None:
         words += ["-pretrained_weights", str(task.results(cell.start) / FINAL)]
     return words
 
@@ -128,7 +130,6 @@ def run(words: Sequence[str]) -> Finished:
     """
     show(words)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    start = time.monotonic()
     process = subprocess.Popen(
         words,
         env=os.environ | {"PATH": path, "PYTHONUNBUFFERED": "1"},
@@ -150,7 +151,7 @@ def run(words: Sequence[str]) -> Finished:
             "names and run this script again, finished cells are kept"
         )
     unit = 1 if sys.platform == "darwin" else 1024
-    return Finished(time.monotonic() - start, usage.ru_maxrss * unit, "".join(lines))
+    return Finished(usage.ru_maxrss * unit, "".join(lines))
 
 
 # --- what must be there --------------------------------------------------------------------------------------------
@@ -260,7 +261,7 @@ def trained(task: Task, cell: Cell) -> dict[str, Any]:
     finished = run(train_command(task, cell))
     config = json.loads((task.results(cell) / "semicon_config.json").read_text())
     settings = {key: entry["value"] for key, entry in config["settings"].items()}
-    epochs = epoch_seconds(finished.output)
+    epochs = epoch_seconds(task.results(cell), settings["num_epochs"])
     return {
         "trainer": cell.row.trainer,
         "configuration": cell.configuration,
@@ -270,7 +271,6 @@ def trained(task: Task, cell: Cell) -> dict[str, Any]:
         "labeled_per_step": settings["labeled_per_step"],
         "iterations": settings["num_epochs"] * settings["num_iterations_per_epoch"],
         "cases": case_counts(finished.output),
-        "train_command_seconds": round(finished.seconds, 1),
         "epoch_seconds": epochs,
         "mean_epoch_seconds": round(mean(epochs), 2),
         "peak_memory_mib": round(finished.peak_bytes / 2**20),
@@ -324,9 +324,18 @@ def case_counts(output: str) -> dict[str, int]:
     return dict(zip(("labeled", "unlabeled", "validation"), map(int, match.groups()), strict=True))
 
 
-def epoch_seconds(output: str) -> list[float]:
-    """Return the duration of every epoch as nnU-Net prints it: training and validation batches, waiting included."""
-    return [float(seconds) for seconds in re.findall(r"Epoch time: ([\d.]+) s", output)]
+def epoch_seconds(folder: Path, n_epochs: int) -> list[float]:
+    """Return the duration of every epoch as nnU-Net logs it: training and validation batches, waiting included.
+
+    A training that was interrupted has several logs; of an epoch that was begun again, the last time counts.
+    """
+    seconds = {}
+    for log in sorted(folder.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime):
+        for epoch, time_of_epoch in re.findall(
+            r": Epoch (\d+) *$.*?: Epoch time: ([\d.]+) s", log.read_text(), re.DOTALL | re.MULTILINE
+        ):
+            seconds[int(epoch)] = float(time_of_epoch)
+    return [seconds[epoch] for epoch in range(n_epochs)]
 
 
 # --- command line --------------------------------------------------------------------------------------------------

@@ -301,11 +301,11 @@ def commands_of(done: subprocess.CompletedProcess) -> list[str]:
 
 def test_a_dry_run_prints_the_commands_of_all_cells_seed_by_seed(prepared, tmp_path):
     commands = commands_of(dry_run(prepared, tmp_path))
+    configure = "semicon configure -d 901 -c 2d --name"
+    length = "num_epochs=6 num_val_iterations_per_epoch=5 save_every=1"
     assert commands[:2] == [
-        "semicon configure -d 901 -c 2d --name 2d_short_full "
-        "--set batch_size=32 num_epochs=6 num_val_iterations_per_epoch=5 --seeds 0,1,2",
-        "semicon configure -d 901 -c 2d --name 2d_short "
-        "--set batch_size=32 labeled_per_step=16 num_epochs=6 num_val_iterations_per_epoch=5 --seeds 0,1,2",
+        f"{configure} 2d_short_full --set batch_size=32 {length} --seeds 0,1,2",
+        f"{configure} 2d_short --set batch_size=32 labeled_per_step=16 {length} --seeds 0,1,2",
     ]
     rows = [(CONTROL, "2d_short_full"), (CONTROL, "2d_short"), (MEAN_TEACHER, "2d_short"), (SP_CON, "2d_short")]
     trained = [command for command in commands if command.startswith("nnUNetv2_train")]
@@ -385,6 +385,25 @@ def test_both_networks_of_a_training_are_measured(prepared, tmp_path):
         for name, trainer in ((mcsc, "nnUNetTrainerSwinUNet"), (cps, "nnUNetTrainer"))
     }
     assert f"semicon evaluate TEMPORARY/{mcsc} TEMPORARY/labels" in commands
+
+
+def test_an_interrupted_training_is_continued(prepared, tmp_path, monkeypatch):
+    tiny, out = prepared.fresh(tmp_path), tmp_path / "out"
+    words = ["--only", f"{CONTROL}__2d_short_from_SPConPretrain_s0"]
+    model = tiny.results / "Dataset901_Tiny" / f"{CONTROL}__nnUNetPlans__2d_short_from_SPConPretrain_s0"
+    (model / "fold_0").mkdir(parents=True)
+    for file, flag in (("latest", "--c"), ("final", "-pretrained_weights")):  # measured anew, where it is finished
+        (model / "fold_0" / f"checkpoint_{file}.pth").touch()
+        _, training = (c for c in commands_of(dry_run(tiny, out, *words)) if c.startswith("nnUNetv2_train"))
+        assert training.split()[8] == flag
+
+    monkeypatch.syspath_prepend(SCRIPTS)
+    from run_hippocampus import epoch_seconds
+
+    for log, epochs in (("2026_9_1", ((0, 1.5), (1, 2.5))), ("2026_11_1", ((1, 3.5), (2, 4.5)))):
+        lines = [f"x: Epoch {epoch} \nx: train_loss 1 \nx: Epoch time: {seconds} s \n" for epoch, seconds in epochs]
+        (tmp_path / f"training_log_{log}.txt").write_text("".join([*lines, f"x: Epoch {epochs[-1][0] + 1} \n"]))
+    assert epoch_seconds(tmp_path, 3) == [1.5, 3.5, 4.5]
 
 
 def test_a_second_network_is_measured_without_training_again(prepared, tmp_path):
