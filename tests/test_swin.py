@@ -11,8 +11,18 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.methods import second_network
+from nnunet_semicon.methods.second_network import SecondNetworkConfig
 from nnunet_semicon.networks import swin_unet
-from nnunet_semicon.networks.swin_unet import PatchExpanding, PatchMerging, SwinBlock, SwinPlan, SwinUNet, plan_swin
+from nnunet_semicon.networks.swin_unet import (
+    PatchEmbedding,
+    PatchExpanding,
+    PatchMerging,
+    SwinBlock,
+    SwinPlan,
+    SwinUNet,
+    plan_swin,
+)
 from nnunet_semicon.networks.swin_weights import load_swin_weights
 from nnunet_semicon.networks.taps import FeatureTaps, decoder_tap, encoder_tap
 from nnunet_semicon.training.schedule import warmup_poly
@@ -134,6 +144,16 @@ def test_attention_is_that_of_a_loop(size, window, shift, monkeypatch):
         torch.testing.assert_close(block._attend(x), expected)
 
 
+def test_tokens_keep_the_intensity():
+    """Were the voxels of a token normalized, bright and dark tissue would look alike."""
+    torch.manual_seed(0)
+    embed = PatchEmbedding(1, 32, (4, 4))
+    dark, bright = (embed(torch.full((1, 6, 8, 1), value)) for value in (0.5, 1.5))
+    assert dark.shape == (1, 2, 2, 32)
+    assert (bright - dark)[0, 0].abs().mean() > 0.1
+    torch.testing.assert_close(dark[0, 0, 0], embed(torch.full((1, 4, 4, 1), 0.5))[0, 0, 0])  # rows 4, 5 do not matter
+
+
 def test_merging_takes_boxes_and_expanding_gives_them_back():
     merge, expand = PatchMerging(2, 3, (1, 2)), PatchExpanding(3, 2, (1, 2))
     merge.norm, expand.norm = nn.Identity(), nn.Identity()
@@ -167,18 +187,27 @@ def test_the_trainer_has_adamw_and_no_deep_supervision(training):
     assert group["lr"] == pytest.approx(3e-4 * (1 - 0.25) ** 0.9)
 
 
+@pytest.mark.parametrize(("weights", "rate"), [(None, 1e-3), ("a file", 1e-4)])
+def test_random_weights_have_further_to_go(weights, rate):
+    derived = second_network.derive(SecondNetworkConfig(swin_weights=weights))
+    assert derived["second_learning_rate"].value == rate
+
+
 def test_weights_of_timm_fill_the_encoder(tmp_path):
     library = timm.create_model("swin_tiny_patch4_window7_224", pretrained=False)
     torch.save(library.state_dict(), tmp_path / "swin.pth")
     strides = [[1, 1], [2, 2], [2, 2], [2, 2], [2, 2], [2, 2]]
     network = SwinUNet(1, 2, plan_swin([32, 64, 128, 256, 384, 768], strides))
     scratch = network.state_dict()["decoder.stages.0.blocks.0.mlp.fc1.weight"].clone()
-    assert load_swin_weights(network, str(tmp_path / "swin.pth")) == 4 * 2 * 13 + 3 * 3
+    assert load_swin_weights(network, str(tmp_path / "swin.pth")) == 4 + 4 * 2 * 13 + 3 * 3
     own, other = network.encoder.stages, library.layers
     assert torch.equal(own[2].blocks[1].mlp.fc2.weight, other[2].blocks[1].mlp.fc2.weight)
     assert torch.equal(network.state_dict()["decoder.stages.0.blocks.0.mlp.fc1.weight"], scratch)
-    x = torch.randn(1, 56, 56, 96)
+    gray, x = torch.randn(1, 1, 224, 224), torch.randn(1, 56, 56, 96)
     with torch.no_grad():
+        colors = gray.expand(1, 3, 224, 224)
+        tokens = own[0].merge(gray.movedim(1, -1))
+        torch.testing.assert_close(tokens, library.patch_embed(colors), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(own[1].merge(x), other[1].downsample(x))
         for index in (0, 1):  # of the second a shifted window
             torch.testing.assert_close(own[0].blocks[index].eval()(x), other[0].blocks[index].eval()(x))

@@ -161,11 +161,11 @@ class ScaleTerm(nn.Module):
             return self._contrast(index, pixels, labels, is_anchor)
         counts = (positive_counts(pairs) > 0).any(dim=1)  # sets that have something to contrast
         total = labels.new_zeros((), dtype=torch.float32)
-        for first in range(0, len(labels), at_once):
-            sets = slice(first, first + at_once)
-            own = index, [of_network[sets] for of_network in pixels], labels[sets], is_anchor[sets]
+        split = (own.split(at_once) for own in (*pixels, labels, is_anchor, counts))
+        for *of_networks, own_labels, own_anchors, own_counts in zip(*split, strict=True):
+            own = index, of_networks, own_labels, own_anchors
             mean = checkpoint(self._contrast, *own, use_reentrant=False, preserve_rng_state=False)
-            total = total + mean * counts[sets].sum()
+            total = total + mean * own_counts.sum()
         return total / counts.sum().clamp_min(1)
 
     def _contrast(self, index: int, pixels: Sequence[Tensor], labels: Tensor, is_anchor: Tensor) -> Tensor:

@@ -40,11 +40,13 @@ class SecondNetworkConfig:
 
 
 def derive(config: SecondNetworkConfig) -> dict[str, Derived]:
-    """Return the learning rate of the second network."""
+    """Return the learning rate of the second network; random weights have further to go than trained ones."""
     if config.second_learning_rate is not None:
         return {"second_learning_rate": Derived(config.second_learning_rate, SET)}
+    if config.second_network == SWIN and config.swin_weights is not None:
+        return {"second_learning_rate": Derived(1e-4, "AdamW for a Transformer that was trained before, MCSC's script")}
     if config.second_network == SWIN:
-        return {"second_learning_rate": Derived(1e-4, "AdamW for a Transformer, MCSC's script")}
+        return {"second_learning_rate": Derived(1e-3, "AdamW for a Transformer with random weights")}
     return {"second_learning_rate": Derived(1e-2, "nnU-Net's own, for its networks")}
 
 

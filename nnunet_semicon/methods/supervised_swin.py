@@ -16,7 +16,12 @@ from nnunet_semicon.methods.base import Method, Progress, StepOutput, Student, S
 class SupervisedSwinConfig:
     """Hyper-parameters of the Transformer's training."""
 
-    learning_rate: float = setting(1e-4, "largest learning rate (AdamW)", low=0, source="MCSC's code")
+    learning_rate: float = setting(
+        1e-3,
+        "largest learning rate (AdamW)",
+        low=0,
+        source="ours, for random weights; MCSC's code: 0.0001 from ImageNet's",
+    )
     weight_decay: float = setting(5e-4, "weight decay of the optimizer", low=0, source="MCSC's code")
     warmup: float = setting(
         0.05, "part of the run over which the learning rate grows", low=0, high=1, source="MCSC's code"

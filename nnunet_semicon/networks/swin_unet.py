@@ -8,8 +8,9 @@ relative position. Encoder and decoder have stages as nnU-Net's U-Nets do, so fe
 is set (off), as there.
 
 Deviations: widths, strides and the number of stages follow the planned network instead of being those of Swin-T;
-initialization is random instead of ImageNet's; maps are padded to whole windows, and what pads is masked out of
-attention; the last map has the width of the planned network's, which costs less memory than 96 channels.
+initialization is random instead of ImageNet's, and Xavier's instead of the deviation of 0.02 that suits wider layers;
+maps are padded to whole windows, and what pads is masked out of attention; the last map has the width of the planned
+network's, which costs less memory than 96 channels.
 """
 
 import warnings
@@ -172,6 +173,22 @@ class SwinBlock(nn.Module):
         return of_windows[:, :, None] == of_windows[:, None]
 
 
+class PatchEmbedding(nn.Module):
+    """Voxels of a box become a token: (B, *S, C) -> (B, *(S / stride), C')."""
+
+    def __init__(self, width: int, out_width: int, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+        convolution: Any = nn.Conv2d if len(stride) == 2 else nn.Conv3d
+        self.project = convolution(width, out_width, self.stride, self.stride)
+        self.norm = nn.LayerNorm(out_width)  # never of the voxels: intensity would be lost
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Sizes that are no multiple of the stride are padded."""
+        out: Tensor = self.norm(self.project(_padded(x, self.stride).movedim(-1, 1)).movedim(1, -1))
+        return out
+
+
 class PatchMerging(nn.Module):
     """Tokens of a box become one: (B, *S, C) -> (B, *(S / stride), C')."""
 
@@ -183,10 +200,7 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Sizes that are no multiple of the stride are padded."""
-        padding = [0, 0]
-        for n, s in zip(reversed(x.shape[1:-1]), reversed(self.stride), strict=True):
-            padding += [0, -n % s]
-        x = F.pad(x, padding)
+        x = _padded(x, self.stride)
         coarse = [n // s for n, s in zip(x.shape[1:-1], self.stride, strict=True)]
         boxes = _windows(x, self.stride).flatten(2)  # (B, W, T C)
         out: Tensor = self.reduce(self.norm(boxes)).view(len(x), *coarse, -1)
@@ -217,9 +231,9 @@ class PatchExpanding(nn.Module):
 class EncoderStage(nn.Module):
     """Tokens or merged tokens, then blocks; (B, C, *S) -> (B, C', *S')."""
 
-    def __init__(self, width: int, out_width: int, stride: Sequence[int], blocks: nn.Module) -> None:
+    def __init__(self, merge: nn.Module, blocks: nn.Module) -> None:
         super().__init__()
-        self.merge = PatchMerging(width, out_width, stride)
+        self.merge = merge
         self.blocks = blocks
 
     def forward(self, x: Tensor) -> Tensor:
@@ -257,11 +271,13 @@ class SwinEncoder(nn.Module):
     def __init__(self, in_channels: int, plan: SwinPlan, rates: Sequence[float]) -> None:
         super().__init__()
         self.output_channels = list(plan.widths)
-        before = [in_channels, *plan.widths]
-        steps = [plan.token, *plan.strides]
+        merges = [
+            PatchEmbedding(in_channels, plan.widths[0], plan.token),
+            *map(PatchMerging, plan.widths, plan.widths[1:], plan.strides),
+        ]
         self.stages = nn.ModuleList(
-            EncoderStage(before[i], width, steps[i], _blocks(width, len(plan.token), rates[i : i + 2]))
-            for i, width in enumerate(plan.widths)
+            EncoderStage(merge, _blocks(width, len(plan.token), rates[i : i + 2]))
+            for i, (merge, width) in enumerate(zip(merges, plan.widths, strict=True))
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -341,6 +357,14 @@ def _blocks(width: int, dims: int, rates: Sequence[float]) -> nn.Sequential:
     return nn.Sequential(*(SwinBlock(width, window, i % 2 == 1, rates[i % len(rates)]) for i in range(BLOCKS)))
 
 
+def _padded(x: Tensor, stride: Sequence[int]) -> Tensor:
+    """(B, *S, C) with zeros behind each axis, up to a multiple of the stride."""
+    padding = [0, 0]
+    for n, s in zip(reversed(x.shape[1:-1]), reversed(stride), strict=True):
+        padding += [0, -n % s]
+    return F.pad(x, padding)
+
+
 def _windows(x: Tensor, window: Sequence[int]) -> Tensor:
     """(B, *S, C) with sides that are multiples of the window -> (B, windows, tokens, C)."""
     dims = len(window)
@@ -360,8 +384,8 @@ def _joined(windows: Tensor, shape: Sequence[int], window: Sequence[int]) -> Ten
 
 
 def _initialize(module: Any) -> None:
-    """As the Swin Transformer's authors."""
+    """Xavier's weights, as timm has them in its JAX-like initialization of Transformers."""
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

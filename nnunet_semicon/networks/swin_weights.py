@@ -9,8 +9,11 @@ from torch import Tensor
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.networks.swin_unet import SwinUNet
 
+TOKENS = "stages.0.merge"
 # part of a name in timm -> ours
 NAMES = {
+    r"^patch_embed\.proj": f"{TOKENS}.project",
+    r"^patch_embed\.norm": f"{TOKENS}.norm",
     r"^layers\.(\d+)\.downsample\.norm": r"stages.\1.merge.norm",
     r"^layers\.(\d+)\.downsample\.reduction": r"stages.\1.merge.reduce",
     r"^layers\.(\d+)\.blocks\.(\d+)\.attn\.relative_position_bias_table$": r"stages.\1.blocks.\2.attention.bias",
@@ -21,7 +24,7 @@ NAMES = {
 
 
 def load_swin_weights(network: SwinUNet, path: str) -> int:
-    """Copy what fits into the encoder; tokens, decoder and output stay as they are.
+    """Copy what fits into the encoder; decoder and output stay as they are. A gray image passes as its three colors.
 
     Args:
         network: receives the weights.
@@ -46,7 +49,7 @@ def load_swin_weights(network: SwinUNet, path: str) -> int:
     for name, tensor in weights.items():
         ours = _our_name(name)
         if ours in own and isinstance(tensor, Tensor):
-            tensor = _in_our_order(ours, tensor)
+            tensor = _as_ours(ours, tensor, own[ours].shape)
             if tensor.shape == own[ours].shape:
                 fitting[ours] = tensor
     if not fitting:
@@ -67,8 +70,10 @@ def _our_name(name: str) -> str:
     return ""
 
 
-def _in_our_order(name: str, tensor: Tensor) -> Tensor:
-    """Tokens of a 2 x 2 box are merged column by column in timm, row by row here."""
-    if ".merge." not in name or tensor.shape[-1] % 4:
-        return tensor
-    return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -2).flatten(-3)
+def _as_ours(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Add up the filters of colors for a gray image; merge row by row the tokens that timm merges column by column."""
+    if name == f"{TOKENS}.project.weight" and shape[1] == 1 and tensor.dim() == len(shape):
+        return tensor.sum(dim=1, keepdim=True)
+    if ".merge." in name and not name.startswith(TOKENS) and tensor.shape[-1] % 4 == 0:
+        return tensor.unflatten(-1, (2, 2, -1)).transpose(-3, -2).flatten(-3)
+    return tensor

@@ -110,7 +110,7 @@ def test_every_kind_of_second_network(training, kind, parent):
     if kind == "swin_unet":
         assert isinstance(optimizer, torch.optim.AdamW)
         step(trainer)
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4 * 1e-3)  # the warm-up begins
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-3 * 1e-3)  # the warm-up begins
     else:
         assert isinstance(optimizer, torch.optim.SGD)
         step(trainer)
