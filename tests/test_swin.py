@@ -154,6 +154,24 @@ def test_tokens_keep_the_intensity():
     torch.testing.assert_close(dark[0, 0, 0], embed(torch.full((1, 4, 4, 1), 0.5))[0, 0, 0])  # rows 4, 5 do not matter
 
 
+@pytest.mark.parametrize("plan", [FLAT, DEEP])
+def test_it_learns_what_only_the_intensity_tells(plan):
+    """Bright and dark boxes, other ones in each step; nothing learned is a loss of log 2 = 0.69."""
+    torch.manual_seed(0)
+    network = SwinUNet(1, 2, plan)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    for _ in range(60):
+        labels = torch.randint(0, 2, (4, *[4] * len(plan.token)))
+        for axis, side in enumerate(plan.token, start=1):
+            labels = labels.repeat_interleave(2 * side, dim=axis)
+        images = labels[:, None] + 0.5 + 0.1 * torch.randn(4, 1, *labels.shape[1:])
+        loss = nn.functional.cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.3
+
+
 def test_merging_takes_boxes_and_expanding_gives_them_back():
     merge, expand = PatchMerging(2, 3, (1, 2)), PatchExpanding(3, 2, (1, 2))
     merge.norm, expand.norm = nn.Identity(), nn.Identity()
