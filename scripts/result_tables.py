@@ -59,7 +59,9 @@ def plain_title(row: Row) -> str:
 
 def _particulars(row: Row) -> str:
     words = (f", {row.words}" if row.words else "") + (f", from {row.start.words}" if row.start else "")
-    return words + {"": "", SWIN: ", Transformer"}.get(row.second, ", second network")
+    if row.second:
+        words += ", Transformer" if row.second == SWIN else ", second network"
+    return words
 
 
 def read_rows(folder: Path, rows: Sequence[Row]) -> list[Measured]:

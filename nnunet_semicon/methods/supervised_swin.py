@@ -27,7 +27,10 @@ class SupervisedSwinConfig:
         0.05, "part of the run over which the learning rate grows", low=0, high=1, source="MCSC's code"
     )
     swin_weights: str | None = setting(
-        None, "file with the weights of timm's swin_tiny_patch4_window7_224 to start from; null: random", source=""
+        None,
+        "file with the weights of timm's swin_tiny_patch4_window7_224 to start from (set learning_rate=0.0001 then); "
+        "null: random",
+        source="",
     )
 
 
