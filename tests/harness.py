@@ -16,7 +16,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.plans import add_configuration, write_plans
 from nnunet_semicon.training.semi_trainer import SemiTrainer
-from tests.tiny import Tiny, read_json, write_json
+from tests.tiny import PLANS, Tiny, read_json, write_json
 
 NAMES = tuple(trainers.__all__)
 WITH_UNLABELED = tuple(n for n in NAMES if getattr(trainers, n).method_class.needs.views)
@@ -53,13 +53,17 @@ def configure(tiny: Tiny, name: str, parent: str, **values) -> None:
 
 
 def make_trainer(
-    trainer: str, configuration: str, fold: int | str = 0, continue_training: bool = False, device: str = "cpu"
+    trainer: str,
+    configuration: str,
+    fold: int | str = 0,
+    continue_training: bool = False,
+    device: str = "cpu",
+    plans: str = PLANS,
 ) -> SemiTrainer:
     """Return what ``nnUNetv2_train`` builds, not yet initialized. The environment must name the folders."""
     torch.set_num_threads(1)
-    return get_trainer_from_args(
-        "901", configuration, fold, trainer, continue_training=continue_training, device=torch.device(device)
-    )
+    how = {"continue_training": continue_training, "device": torch.device(device)}
+    return get_trainer_from_args("901", configuration, fold, trainer, plans, **how)
 
 
 def started(trainer: str, configuration: str, **kwargs) -> SemiTrainer:

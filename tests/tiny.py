@@ -127,14 +127,16 @@ def shrink_plans(plans_file: Path) -> None:
         configuration = plans["configurations"][name]
         configuration["batch_size"] = batch_size
         configuration["patch_size"] = patch_size
-        configuration["architecture"]["arch_kwargs"].update(
+        kwargs = configuration["architecture"]["arch_kwargs"]
+        per_stage = "n_blocks_per_stage" if "n_blocks_per_stage" in kwargs else "n_conv_per_stage"
+        kwargs.update(
             n_stages=4,
             features_per_stage=[8, 16, 16, 16],
             strides=strides,
             kernel_sizes=kernel_sizes,
-            n_conv_per_stage=[1, 1, 1, 1],
             n_conv_per_stage_decoder=[1, 1, 1],
         )
+        kwargs[per_stage] = [1, 1, 1, 1]
     write_json(plans_file, plans)
 
 
@@ -149,6 +151,7 @@ class Tiny:
 
     root: Path
     name: str = DATASET
+    plans: str = PLANS
 
     @property
     def raw(self) -> Path:
@@ -178,7 +181,7 @@ class Tiny:
     @property
     def plans_file(self) -> Path:
         """The plans file."""
-        return self.preprocessed_dataset / f"{PLANS}.json"
+        return self.preprocessed_dataset / f"{self.plans}.json"
 
     @property
     def variables(self) -> dict[str, str]:

@@ -1,0 +1,77 @@
+"""nnU-Net's presets with residual encoders, which its documentation recommends: every command takes them with ``-p``."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import SimpleITK
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+from nnunet_semicon.configuration.cost import network_cost
+from tests.harness import CONFIGURATIONS, NAMES, SHORT, differing, prepare, started, state_of, step
+from tests.tiny import DATASET, Tiny, shrink_plans
+
+PLANNER, PRESET = "nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"
+
+
+@pytest.fixture(scope="module")
+def planned(tiny, tmp_path_factory) -> Tiny:
+    """The tiny dataset with plans of nnU-Net's planner for residual encoders beside the default ones. Read-only."""
+    copy = replace(tiny.fresh(tmp_path_factory.mktemp("residual")), plans=PRESET)
+    copy.run("nnUNetv2_plan_experiment", "-d", "901", "-pl", PLANNER, nnUNet_n_proc_DA="1")
+    shrink_plans(copy.plans_file)
+    return prepare(copy)
+
+
+@pytest.fixture
+def training(planned, monkeypatch, tmp_path) -> Tiny:
+    planned.use(monkeypatch)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    return planned
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("parent", CONFIGURATIONS)
+def test_every_trainer_trains_the_planned_network(training, name, parent):
+    trainer = started(name, f"{parent}_short", plans=PRESET)
+    residual = isinstance(trainer.plain_network, ResidualEncoderUNet)
+    assert residual == trainer.network_of_plans
+    before = state_of(trainer)
+    assert np.isfinite(step(trainer)["loss"])
+    step(trainer)  # in the first one, a queue may still be empty
+    after = state_of(trainer)
+    assert any(key.startswith("network.encoder") for key in differing(before, {key: after[key] for key in before}))
+
+
+@pytest.mark.parametrize("parent", CONFIGURATIONS)
+def test_its_feature_maps_are_counted_as_nnunet_does(training, parent):
+    """nnU-Net's own estimate also counts the stem, heads and the blocks' skip connections."""
+    trainer = started("nnUNetTrainerSupervisedControl", f"{parent}_short", plans=PRESET)
+    manager = trainer.configuration_manager
+    expected = trainer.plain_network.compute_conv_feature_map_size(manager.patch_size)
+    assert network_cost(manager.configuration).values == pytest.approx(expected, rel=0.35)
+
+
+def test_from_a_preset_to_predictions_of_both_networks(planned, tmp_path):
+    """Unlabeled scans that were preprocessed for the default plans serve these too: their data is the same."""
+    tiny = replace(planned.fresh(tmp_path), plans=PRESET)
+    model = ("-d", "901", "-p", PRESET)
+    assert "up to date" in tiny.run("semicon", "preprocess", *model, "-c", "2d").stdout
+
+    settings = [f"{key}={value}" for key, value in (SHORT | {"num_epochs": 1}).items()]
+    tiny.run("semicon", "configure", *model, "-c", "2d", "--name", "2d_preset", "--set", *settings)
+    train = ("nnUNetv2_train", "901", "2d_preset", "0", "-p", PRESET, "-device", "cpu")
+    output = tiny.run(*train, "-tr", "nnUNetTrainerCPS", nnUNet_def_n_proc="1").stdout
+    assert "imagesUn 4" in output
+
+    model = (*model, "-c", "2d_preset", "-f", "0")
+    for network in ("student", "second"):
+        exported, out = tmp_path / network, tmp_path / f"{network}_out"
+        tiny.run("semicon", "export", *model, "-tr", "nnUNetTrainerCPS", "-o", exported, "--network", network)
+        assert (exported / DATASET / f"nnUNetTrainer__{PRESET}__2d_preset").is_dir()
+        how = ("-device", "cpu", "--disable_tta", "-npp", 0, "-nps", 0)
+        images = tiny.raw_dataset / "imagesUn"
+        tiny.run("nnUNetv2_predict", *model, "-i", images, "-o", out, *how, nnUNet_results=str(exported))
+        for file in sorted(images.glob("*.nii.gz")):
+            segmentation = SimpleITK.ReadImage(str(out / file.name.replace("_0000", "")))
+            assert segmentation.GetSize() == SimpleITK.ReadImage(str(file)).GetSize()
