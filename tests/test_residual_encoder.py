@@ -1,4 +1,4 @@
-"""nnU-Net's presets with residual encoders, which its documentation recommends: every command takes them with ``-p``."""
+"""nnU-Net's presets with residual encoders, which its documentation recommends: every command takes them by ``-p``."""
 
 from dataclasses import replace
 
