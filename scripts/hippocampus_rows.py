@@ -229,6 +229,8 @@ _VARIANTS = (
 )
 MCSC_VARIANTS = tuple(row for variant in _VARIANTS for row in _both(variant))
 
+LABELED_ONLY = frozenset({CONTROL, LOCAL, SWIN})  # trainers whose runs use no unlabeled scan
+
 # table -> its rows, in the order in which they are run: what the table cannot do without first
 TABLES: dict[str, tuple[Sequence[Row], ...]] = {
     "sp_con": (ROWS, (FINE_TUNED,), VARIANTS, OTHERS_FINE_TUNED, JOINT),

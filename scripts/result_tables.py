@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from hippocampus_rows import CONTROLS, SEEDS, SWIN, Cell, Row
+from hippocampus_rows import CONTROLS, LABELED_ONLY, SEEDS, SWIN, Cell, Row
 from performance_page import BENCHMARK_COMMAND
 from tables import NOT_RUN, PAGES_COMMAND, markdown_table, number
 
@@ -83,8 +83,8 @@ def _check_same_protocol(runs: Sequence[dict[str, Any]], folder: Path) -> None:
     for run in runs:
         file = f"{run['trainer']}__{run['configuration']}.json"
         facts = {key: run[key] for key in ("dataset", "fold", "iterations", "device")} | run["cases"]
-        if run["trainer"] == CONTROLS[0].trainer:
-            del facts["unlabeled"]  # it uses none
+        if run["trainer"] in LABELED_ONLY:
+            del facts["unlabeled"]
         for key, value in facts.items():
             first, first_file = seen.setdefault(key, (value, file))
             if value != first:

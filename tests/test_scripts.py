@@ -13,6 +13,7 @@ SCRIPTS = REPOSITORY / "scripts"
 CONTROL = "nnUNetTrainerSupervisedControl"
 MEAN_TEACHER = "nnUNetTrainerMeanTeacher"
 SP_CON = "nnUNetTrainerSPCon"
+LABELED_ONLY = (CONTROL, "nnUNetTrainerSwinUNet", "nnUNetTrainerSupervisedLocal")
 
 
 def script(name: str, *words, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -50,7 +51,7 @@ def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: 
         "dataset": "Dataset004_Hippocampus",
         "fold": 2,
         "iterations": 1500,
-        "cases": {"labeled": 4, "unlabeled": 0 if trainer == CONTROL else 171, "validation": 25},
+        "cases": {"labeled": 4, "unlabeled": 0 if trainer in LABELED_ONLY else 171, "validation": 25},
         "validation_dice": dice,
         "metric_per_case": cases,
         "foreground_mean": {"Dice": dice},
@@ -275,6 +276,15 @@ def test_a_training_of_two_networks_has_two_lines_and_counts_once(tmp_path):
     assert "| 16 | 3 of 3 | 0.600 | 0.000 |" in line_of(section, "| `nnUNetTrainerMCSC`, Transformer |")
     assert "MCSC, Transformer minus control, 32 labeled rows, paired" in section
     assert "24 of 33 runs of this table are not made" in section
+
+
+def test_runs_without_unlabeled_scans_stand_beside_the_others(tmp_path):
+    results = tmp_path / "results"
+    for trainer in (*LABELED_ONLY, "nnUNetTrainerMCSC"):
+        write_run(results, trainer, "short", 0, 0.7)
+    page, _ = make_pages(results, tmp_path / "docs")
+    for trainer in ("nnUNetTrainerSwinUNet", "nnUNetTrainerMCSC", "nnUNetTrainerSupervisedLocal"):
+        assert f"| `{trainer}` | 16 | 1 of 3 | 0.700 |" in page
 
 
 def test_runs_of_different_length_do_not_stand_in_one_table(tmp_path):
