@@ -78,7 +78,7 @@ def test_everything_in_order(tiny, folder_of_the_command):
         "nnUNetPlans 2d: 6 cases preprocessed, patch 32 x 32, batch size 4",
         "imagesUn: 4 (2 patients) unlabeled, preprocessed for nnUNetPlans 3d_fullres",
         "patients: 3, with 6 cases",
-        "slice position, nnUNetPlans 2d: 3 partitions along axis 0 (clamp(",
+        "slice position, nnUNetPlans 2d, 3d_fullres: 3 partitions along axis 0 (clamp(",
     ):
         assert f"  ok       {line}" in done.stdout
     assert "problem  " not in done.stdout
@@ -252,11 +252,12 @@ def test_configurations(data):
     incomplete = f"nnUNetPlans 3d_fullres: 1 cases are not preprocessed ({LABELED[0]})"
     command = "run: nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 3d_fullres"
     assert f"{incomplete} -> {command}" in problems
-    assert any("'num_epoch'" in text and "2d_typo; did you mean 'num_epochs'?" in text for text in problems)
-    assert any("'num_epochs' in the 'semicon' block of nnUNetPlans 2d_value is 'six'" in text for text in problems)
+    assert any("2d_typo: " in text and "'num_epoch'" in text and "'num_epochs'?" in text for text in problems)
+    assert any("nnUNetPlans 2d_value: 'num_epochs' in the 'semicon' block is 'six'" in text for text in problems)
     assert ("note", "nnUNetPlans 3d_cascade: a cascade stage, which only nnU-Net's own trainers train -> ") in found
     assert any(status == "note" and "3d_lowres: not preprocessed" in text for status, text in found)
-    assert any(status == "ok" and "nnUNetPlans 2d_short: 6 cases" in text for status, text in found)
+    alike = "nnUNetPlans 2d, 2d_short, 2d_typo, 2d_value: 6 cases preprocessed, patch 32 x 32"
+    assert any(status == "ok" and alike in text for status, text in found)
 
 
 def test_an_illegible_plans_file_does_not_end_the_report(data, splits):

@@ -3,12 +3,12 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import basename, isdir, isfile, join
 from typing import TYPE_CHECKING
 
-from nnunet_semicon.cli.findings import Finding, note, ok, problem, survived
+from nnunet_semicon.cli.findings import Finding, note, ok, problem, survived, together
 from nnunet_semicon.errors import UserError, listing
 
 if TYPE_CHECKING:
@@ -186,43 +186,47 @@ def check_plans(dataset: Dataset) -> Iterator[Finding]:
         yield problem(f"there is no plans file in {dataset.preprocessed}", f"run: {dataset.plan_command}")
         return
     for plans in dataset.plans:
-        for name in plans.available_configurations:
-            yield from check_configuration(dataset, plans, name)
+        found = (
+            (name, finding)
+            for name in plans.available_configurations
+            for finding in check_configuration(dataset, plans, name)
+        )
+        for finding in together(found):
+            yield replace(finding, text=f"{plans.plans_name} {finding.text}")
     if not dataset.usable:
         yield problem("no configuration is preprocessed", f"run: {dataset.plan_command}")
 
 
 def check_configuration(dataset: Dataset, plans: "PlansManager", name: str) -> Iterator[Finding]:
-    """Check one configuration: its ``semicon`` block and its preprocessed cases."""
-    title = f"{plans.plans_name} {name}"
+    """Check one configuration, which the caller names: its ``semicon`` block and its preprocessed cases."""
     command = f"nnUNetv2_preprocess -d {dataset.option} -plans_name {plans.plans_name} -c {name}"
     configuration = plans.get_configuration(name)
     if configuration.previous_stage_name is not None:
-        yield note(f"{title}: a cascade stage, which only nnU-Net's own trainers train")
+        yield note("a cascade stage, which only nnU-Net's own trainers train")
         return
     try:
-        check_block(configuration.configuration, title, dataset.label_columns)
+        check_block(configuration.configuration, dataset.label_columns)
     except UserError as error:
         yield problem(str(error), "correct the block with `semicon configure`, or in the plans file")
     cases = dataset.preprocessed_cases(plans, name)
     missing = sorted(set(dataset.labeled) - set(cases))
     if not cases:
-        yield note(f"{title}: not preprocessed", f"to use it, run: {command}")
+        yield note("not preprocessed", f"to use it, run: {command}")
     elif missing:
-        yield problem(f"{title}: {len(missing)} cases are not preprocessed ({listing(missing)})", f"run: {command}")
+        yield problem(f"{len(missing)} cases are not preprocessed ({listing(missing)})", f"run: {command}")
     else:
         patch = " x ".join(map(str, configuration.patch_size))
-        yield ok(f"{title}: {len(cases)} cases preprocessed, patch {patch}, batch size {configuration.batch_size}")
+        yield ok(f"{len(cases)} cases preprocessed, patch {patch}, batch size {configuration.batch_size}")
 
 
-def check_block(configuration: dict, where: str, columns: Mapping[str, str | None]) -> None:
+def check_block(configuration: dict, columns: Mapping[str, str | None]) -> None:
     """Refuse hyper-parameters that no trainer knows, and values out of range."""
     from nnunet_semicon import trainers
     from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, resolve
     from nnunet_semicon.training.configured_trainer import known_keys
 
     block = configuration.get(BLOCK, {})
-    where = f"the '{BLOCK}' block of {where}"
+    where = f"the '{BLOCK}' block"
     check_keys(block, known_keys(), where)
     for config in (RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)):
         resolve(config, block, where, columns)
@@ -314,7 +318,6 @@ def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
 
 def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:
     """Say what the contrastive trainers know about a scan: its patient, its table and the position of its slices."""
-    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
     from nnunet_semicon.data.meta import training_table
     from nnunet_semicon.meta_labels.table import PATIENT
 
@@ -336,13 +339,19 @@ def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:
                 yield ok(f"meta-label {name}: {len(column.values)} values ({column.source})")
             else:
                 yield note(f"meta-label {name}: not used ({reason})")
-    for configuration in dataset.usable:
-        plans = configuration.plans
-        settings = plans.get_configuration(configuration.name).configuration
-        partitions = partitions_of(settings, plans.plans, read_fingerprint(dataset.preprocessed))
-        title = f"slice position, {plans.plans_name} {configuration.name}"
-        if partitions.value is None:
-            yield note(f"{title}: not used ({partitions.reason})")
-        else:
-            axis = plans.transpose_forward[0]
-            yield ok(f"{title}: {partitions.value} partitions along axis {axis} ({partitions.reason})")
+    for plans in dataset.plans:
+        found = ((own.name, check_position(dataset, own)) for own in dataset.usable if own.plans is plans)
+        for finding in together(found):
+            yield replace(finding, text=f"slice position, {plans.plans_name} {finding.text}")
+
+
+def check_position(dataset: Dataset, configuration: Configuration) -> Finding:
+    """Say what a configuration, which the caller names, knows of the position of a slice."""
+    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
+
+    plans = configuration.plans
+    settings = plans.get_configuration(configuration.name).configuration
+    partitions = partitions_of(settings, plans.plans, read_fingerprint(dataset.preprocessed))
+    if partitions.value is None:
+        return note(f"not used ({partitions.reason})")
+    return ok(f"{partitions.value} partitions along axis {plans.transpose_forward[0]} ({partitions.reason})")

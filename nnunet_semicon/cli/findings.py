@@ -1,10 +1,10 @@
 """What a check of ``semicon doctor`` finds: something in order, something to know, or a problem and its remedy."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from nnunet_semicon.errors import UserError
+from nnunet_semicon.errors import UserError, listing
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,15 @@ def note(text: str, remedy: str = "") -> Finding:
 def problem(text: str, remedy: str) -> Finding:
     """Something that stops a command, or makes its result wrong."""
     return Finding("problem", text, remedy)
+
+
+def together(found: Iterable[tuple[str, Finding]]) -> Iterator[Finding]:
+    """Say once what was found for several subjects, such as the configurations of many seeds."""
+    subjects: dict[Finding, list[str]] = {}
+    for subject, finding in found:
+        subjects.setdefault(finding, []).append(subject)
+    for finding, names in subjects.items():
+        yield replace(finding, text=f"{listing(names)}: {finding.text}")
 
 
 def survived(findings: Iterator[Finding]) -> Iterator[Finding]:
