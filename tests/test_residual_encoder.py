@@ -25,6 +25,7 @@ def planned(tiny, tmp_path_factory) -> Tiny:
 
 @pytest.fixture
 def training(planned, monkeypatch, tmp_path) -> Tiny:
+    """``planned`` in this process's environment, with results of this test's own."""
     planned.use(monkeypatch)
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     return planned
@@ -56,7 +57,7 @@ def test_from_a_preset_to_predictions_of_both_networks(planned, tmp_path):
     """Unlabeled scans that were preprocessed for the default plans serve these too: their data is the same."""
     tiny = replace(planned.fresh(tmp_path), plans=PRESET)
     model = ("-d", "901", "-p", PRESET)
-    assert "up to date" in tiny.run("semicon", "preprocess", *model, "-c", "2d").stdout
+    assert "(4 were up to date)" in tiny.run("semicon", "preprocess", *model, "-c", "2d").stdout
 
     settings = [f"{key}={value}" for key, value in (SHORT | {"num_epochs": 1}).items()]
     tiny.run("semicon", "configure", *model, "-c", "2d", "--name", "2d_preset", "--set", *settings)

@@ -174,7 +174,7 @@ class SwinBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Voxels of a box become a token: (B, *S, C) -> (B, *(S / stride), C')."""
+    """Voxels of a box become a token (Swin Transformer, section 3.1): (B, *S, C) -> (B, *(S / stride), C')."""
 
     def __init__(self, width: int, out_width: int, stride: Sequence[int]) -> None:
         super().__init__()
