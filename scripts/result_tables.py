@@ -103,12 +103,19 @@ def runs_made(rows: Sequence[Measured], benchmark: dict[str, Any] | None) -> str
             str(measured.row.labeled),
             f"{len(measured.runs)} of {len(SEEDS)}" if measured.runs else NOT_RUN,
             number(mean(measured.dice)) if measured.runs else NOT_RUN,
-            NOT_RUN if measured.spread is None else number(measured.spread),
+            _spread(measured),
             *relative_cost(measured.row, benchmark),
         ]
         for measured in rows
     ]
     return markdown_table(header, lines)
+
+
+def _spread(measured: Measured) -> str:
+    """Return the spread over the seeds, as far as there is one."""
+    if measured.spread is not None:
+        return number(measured.spread)
+    return "one seed" if measured.runs else NOT_RUN
 
 
 def quality(rows: Sequence[Measured], baselines: Sequence[Row]) -> list[str]:

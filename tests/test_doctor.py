@@ -260,6 +260,18 @@ def test_configurations(data):
     assert any(status == "ok" and alike in text for status, text in found)
 
 
+def test_a_configuration_that_nnunet_cannot_read_hides_no_other(data):
+    plans = read_json(data.plans_file)
+    plans["configurations"] = {"orphan": {"inherits_from": "2d_gone"}, **plans["configurations"]}
+    write_json(data.plans_file, plans)
+    found = findings(dataset_check())
+    (problem,) = [text for status, text in found if status == "problem"]
+    assert "nnUNetPlans orphan: " in problem
+    assert "2d_gone" in problem
+    assert any(status == "ok" and "nnUNetPlans 2d: 6 cases preprocessed" in text for status, text in found)
+    assert any(text.startswith("slice position, nnUNetPlans 2d") for _, text in found)
+
+
 def test_an_illegible_plans_file_does_not_end_the_report(data, splits):
     data.plans_file.write_text("{")
     found = findings(dataset_check())

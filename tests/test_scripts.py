@@ -164,7 +164,7 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     sp_con = line_of(page, f"- `{SP_CON}`")
     assert "beats" not in sp_con
     assert sp_con.count("cannot be compared") == 2
-    assert "| 1 of 3 | 0.900 | not run | 1.60x | 1.25x |" in line_of(page, f"| `{SP_CON}` | 16 | 1 of 3")
+    assert "| 1 of 3 | 0.900 | one seed | 1.60x | 1.25x |" in line_of(page, f"| `{SP_CON}` | 16 | 1 of 3")
 
     # the tables of `semicon compare`: every method against each control
     assert "| control, 32 labeled rows | Anterior | 0.780 ± 0.010 | 2.200 ± 0.100 | 0.440 ± 0.020 |" in page

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os.path import basename, isdir, isfile, join
@@ -77,13 +78,16 @@ class Dataset:
 
     @cached_property
     def usable(self) -> list[Configuration]:
-        """The configurations that can be trained."""
-        return [
-            Configuration(plans, name, self.preprocessed_cases(plans, name))
-            for plans in self.plans
-            for name in plans.available_configurations
-            if plans.get_configuration(name).previous_stage_name is None and self.preprocessed_cases(plans, name)
-        ]
+        """The configurations that can be trained; :func:`check_configuration` reports those that cannot be read."""
+        found = []
+        for plans in self.plans:
+            for name in plans.available_configurations:
+                with suppress(Exception):  # whatever nnU-Net raises for plans that were edited by hand
+                    is_cascade_stage = plans.get_configuration(name).previous_stage_name is not None
+                    cases = self.preprocessed_cases(plans, name)
+                    if cases and not is_cascade_stage:
+                        found.append(Configuration(plans, name, cases))
+        return found
 
     @property
     def known(self) -> list[str]:
@@ -189,7 +193,7 @@ def check_plans(dataset: Dataset) -> Iterator[Finding]:
         found = (
             (name, finding)
             for name in plans.available_configurations
-            for finding in check_configuration(dataset, plans, name)
+            for finding in survived(check_configuration(dataset, plans, name))
         )
         for finding in together(found):
             yield replace(finding, text=f"{plans.plans_name} {finding.text}")
