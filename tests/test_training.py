@@ -58,6 +58,20 @@ def test_every_group_keeps_its_own_learning_rate():
     assert first.param_groups[0]["lr"] == 0.1
 
 
+def test_a_group_that_warms_up_leaves_the_rates_of_the_others_alone():
+    rates = []
+    for others in ([], [{"params": [torch.nn.Parameter(torch.ones(1))], "warmup": 0.1}]):
+        student = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.01)
+        second = [torch.optim.AdamW(others, lr=1e-3)] if others else []
+        schedule = LearningRates([student, *second], epochs=10)
+        assert schedule.changes_within_epochs is bool(others)
+        for epoch in (0, 0.5, 3.25, 9.75):
+            schedule.step(epoch)
+            rates.append(student.param_groups[0]["lr"])
+    assert rates[:4] == rates[4:] == [0.01 * (1 - epoch / 10) ** 0.9 for epoch in (0, 0, 3, 9)]
+    assert second[0].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.025**0.9)  # within the epoch
+
+
 @pytest.mark.parametrize("own", [True, False])
 def test_heads_are_trained_by_exactly_one_optimizer_and_teachers_by_none(training, monkeypatch, own):
     if not own:  # then nnU-Net's own optimizer takes what nobody else does

@@ -38,8 +38,9 @@ class LearningRates:
         optimizers: their groups' present learning rates are the base rates.
         epochs: length of the run.
         rate: finished part of the run in [0, 1], base rate -> rate.
-        every_step: rates change within an epoch too. They also do where a group warms up: it has a key ``warmup``, part
-            of the run, and follows :func:`warmup_poly` instead of ``rate``.
+        every_step: rates change within an epoch, too; otherwise at its start, as nnU-Net's. A group that warms up has a
+            key ``warmup``, part of the run, and follows :func:`warmup_poly` in every step; the others stay as they
+            would be without it, so that a network is trained alike with and without another one beside it.
     """
 
     def __init__(
@@ -52,13 +53,16 @@ class LearningRates:
         self.epochs = epochs
         self.rate = rate
         self.optimizers = optimizers
-        self.every_step = every_step or any("warmup" in group for o in optimizers for group in o.param_groups)
+        self.every_step = every_step
+        self.changes_within_epochs = every_step or any("warmup" in g for o in optimizers for g in o.param_groups)
         self.base = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
 
     def step(self, epoch: float) -> None:
         """Set the learning rates of ``epoch``; a fraction is a moment within it."""
+        done = (epoch if self.every_step else math.floor(epoch)) / self.epochs
         for optimizer, of_groups in zip(self.optimizers, self.base, strict=True):
             for group, base in zip(optimizer.param_groups, of_groups, strict=True):
-                done = epoch / self.epochs
-                warms_up = "warmup" in group
-                group["lr"] = warmup_poly(done, base, group["warmup"]) if warms_up else self.rate(done, base)
+                if "warmup" in group:
+                    group["lr"] = warmup_poly(epoch / self.epochs, base, group["warmup"])
+                else:
+                    group["lr"] = self.rate(done, base)

@@ -171,7 +171,7 @@ class SemiTrainer(ConfiguredTrainer):
             self.current_epoch * self.num_iterations_per_epoch + self._iteration,
             self.num_epochs * self.num_iterations_per_epoch,
         )
-        if self.lr_scheduler.every_step:
+        if self.lr_scheduler.changes_within_epochs:
             self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
@@ -217,8 +217,10 @@ class SemiTrainer(ConfiguredTrainer):
         if scaler is not None:
             for optimizer in self.optimizers:
                 scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), MAX_GRADIENT_NORM)
-        torch.nn.utils.clip_grad_norm_([p for p in self.method.parameters() if p.grad is not None], MAX_GRADIENT_NORM)
+        # each group alone: NaN of one optimizer, whose step the scaler skips, must not reach the parameters of another
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRADIENT_NORM)
         for optimizer in self.optimizers:
             if scaler is None:
                 optimizer.step()

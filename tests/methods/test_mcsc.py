@@ -80,6 +80,28 @@ def test_the_contrast_is_that_of_the_formula(training, values, how):
     assert loss == pytest.approx(parts + 2 * 0.001 * expected, rel=1e-4)
 
 
+def test_an_overflow_of_one_network_reaches_no_other_optimizer(training, monkeypatch):
+    """With loss scaling, the step of the optimizer that met NaN is left out; clipping must not spread it first."""
+    configure(training, "mcsc", "2d_short", contrast_start=0.0)
+    trainer = started(NAME, "mcsc")
+    network, projectors = trainer.method.second.network, trainer.method.contrast
+    broken = next(network.parameters())
+    average = trainer._average_gradients
+
+    def overflow(parameters):
+        average(parameters)
+        broken.grad[...] = torch.nan
+
+    monkeypatch.setattr(trainer, "_average_gradients", overflow)
+    monkeypatch.setattr(trainer, "grad_scaler", torch.amp.GradScaler("cpu"))
+    before = {name: value.clone() for name, value in trainer.method.state_dict().items()}
+    step(trainer)
+    after = trainer.method.state_dict()
+    assert all(torch.isfinite(value).all() for value in after.values())
+    assert all(torch.equal(after[name], before[name]) for name in before if name.startswith("second."))
+    assert any(not torch.equal(p, before[f"contrast.{name}"]) for name, p in projectors.named_parameters())
+
+
 def test_in_the_beginning_only_labeled_rows_are_contrasted(training, monkeypatch):
     seen = []
     for start in (0.0, 1.0):
