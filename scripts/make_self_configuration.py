@@ -56,20 +56,28 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def hyper_parameters() -> str:
-    """Return one table per config class: key, default, range, meaning, source."""
+    """Return one table per config class: key, default, range, meaning, source; and what a trainer sets otherwise."""
     parts = []
-    titles: dict[type, list[str]] = {RunConfig: ["every trainer"]}
+    users: dict[type, list[str]] = {RunConfig: []}
     for name in sorted(trainers.__all__):
-        titles.setdefault(getattr(trainers, name).method_class.Config, []).append(f"`{name}`")
-    for config_class, names in titles.items():
-        title = ", ".join(names)
+        users.setdefault(getattr(trainers, name).method_class.Config, []).append(name)
+    for config_class, names in users.items():
+        title = ", ".join(f"`{name}`" for name in names) or "every trainer"
         rows = [
             [f"`{key_of(f)}`", in_words(default_of(f)), allowed(f.metadata), f.metadata["help"], f.metadata["source"]]
             for f in fields(config_class)
         ]
         if rows:
             parts.append(f"**{title}**\n\n" + table(["key", "default", "allowed", "meaning", "source"], rows))
+        parts += [sentence for name in names if (sentence := other_defaults(name))]
     return "\n\n".join(parts)
+
+
+def other_defaults(trainer: str) -> str:
+    """Say what a trainer sets in the place of its method's defaults; an empty text where it sets nothing."""
+    own = getattr(trainers, trainer).defaults
+    words = ", ".join(f"`{key}` {in_words(value)}" for key, value in own.items())
+    return f"`{trainer}` has other defaults: {words}." if words else ""
 
 
 def allowed(metadata: Any) -> str:

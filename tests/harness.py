@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform, blur_dimension
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
@@ -110,15 +109,6 @@ def capture_gradients(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(trainer, "_average_gradients", keep)
     return gradients
-
-
-def reproducible_blur(monkeypatch: pytest.MonkeyPatch) -> None:
-    """batchgeneratorsv2 times two ways of blurring and takes the faster one: the result depends on the clock."""
-
-    def direct(self, img, sigma, dim_to_blur):
-        return blur_dimension(img, sigma, dim_to_blur, force_use_fft=False)
-
-    monkeypatch.setattr(GaussianBlurTransform, "_benchmark_wrapper", direct)
 
 
 def run_until(trainer: SemiTrainer, epoch: int | None, monkeypatch: pytest.MonkeyPatch) -> SemiTrainer:

@@ -23,7 +23,6 @@ from tests.harness import (
     make_trainer,
     poison_labels,
     prepare,
-    reproducible_blur,
     run_until,
     scalars_of,
     started,
@@ -101,7 +100,6 @@ def test_another_unlabeled_image_gives_another_loss(training, monkeypatch, name)
 @every_trainer
 @every_dimension
 def test_labels_of_unlabeled_cases_are_never_read(tiny, tmp_path, monkeypatch, name, parent):
-    reproducible_blur(monkeypatch)
     copy = prepare(tiny.fresh(tmp_path))
     copy.use(monkeypatch)
     shutil.rmtree(copy.raw_dataset / "imagesUn")  # was preprocessed without masking
@@ -125,7 +123,6 @@ def test_labels_of_unlabeled_cases_are_never_read(tiny, tmp_path, monkeypatch, n
 @every_trainer
 @every_dimension
 def test_resumed_equals_uninterrupted(training, monkeypatch, name, parent):
-    reproducible_blur(monkeypatch)
     configuration = f"{parent}_resume"
     configure(training, configuration, f"{parent}_short", num_epochs=3, save_every=2)
 

@@ -62,6 +62,25 @@ def test_a_fold_that_the_file_lacks_while_others_list_unlabeled_cases(data):
     assert started(MEAN_TEACHER, "2d_short", fold=3), "without unlabeled lists, nnU-Net's random split is fine"
 
 
+def test_fewer_labeled_cases_than_nnunet_draws_folds(data):
+    (data.preprocessed_dataset / "splits_final.json").unlink()
+    for file in (data.preprocessed_dataset / "nnUNetPlans_2d").glob("patient00[23]_frame0*"):
+        file.unlink()
+    remedy = "`semicon split -d 901 --labeled 1 --folds 2`"
+    refused("splits_final.json does not exist", "5 folds from 2 labeled cases", remedy, "fold 'all'")
+    assert started(MEAN_TEACHER, "2d_short", fold="all")
+
+
+@pytest.mark.parametrize("trainer", [MEAN_TEACHER, SPCON])
+def test_a_configuration_that_is_not_preprocessed(data, trainer):
+    folder = data.preprocessed_dataset / "nnUNetPlans_2d"
+    command = "run: nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 2d_short"
+    folder.rename(folder.with_name("elsewhere"))
+    refused("'2d_short' is not preprocessed", str(folder), command, trainer=trainer)
+    folder.mkdir()
+    refused("'2d_short' is not preprocessed", command, trainer=trainer)
+
+
 def test_a_cascade_stage(data):
     configure(data, "2d_cascade", "2d_short")
     plans = read_json(data.plans_file)

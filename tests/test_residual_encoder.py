@@ -53,7 +53,7 @@ def test_its_feature_maps_are_counted_as_nnunet_does(training, parent):
     assert network_cost(manager.configuration).values == pytest.approx(expected, rel=0.35)
 
 
-def test_from_a_preset_to_predictions_of_both_networks(planned, tmp_path):
+def test_from_a_preset_to_predictions_of_both_networks_and_their_ensemble(planned, tmp_path):
     """Unlabeled scans that were preprocessed for the default plans serve these too: their data is the same."""
     tiny = replace(planned.fresh(tmp_path), plans=PRESET)
     model = ("-d", "901", "-p", PRESET)
@@ -66,13 +66,24 @@ def test_from_a_preset_to_predictions_of_both_networks(planned, tmp_path):
     assert "imagesUn 4" in output
 
     model = (*model, "-c", "2d_preset", "-f", "0")
+    images, predictions = tiny.raw_dataset / "imagesUn", []
     for network in ("student", "second"):
         exported, out = tmp_path / network, tmp_path / f"{network}_out"
         tiny.run("semicon", "export", *model, "-tr", "nnUNetTrainerCPS", "-o", exported, "--network", network)
         assert (exported / DATASET / f"nnUNetTrainer__{PRESET}__2d_preset").is_dir()
-        how = ("-device", "cpu", "--disable_tta", "-npp", 0, "-nps", 0)
-        images = tiny.raw_dataset / "imagesUn"
+        how = ("-device", "cpu", "--disable_tta", "-npp", 0, "-nps", 0, "--save_probabilities")
         tiny.run("nnUNetv2_predict", *model, "-i", images, "-o", out, *how, nnUNet_results=str(exported))
-        for file in sorted(images.glob("*.nii.gz")):
-            segmentation = SimpleITK.ReadImage(str(out / file.name.replace("_0000", "")))
-            assert segmentation.GetSize() == SimpleITK.ReadImage(str(file)).GetSize()
+        predictions.append(out)
+    ensemble = tmp_path / "ensemble"
+    tiny.run("nnUNetv2_ensemble", "-i", *predictions, "-o", ensemble, "-np", 1)
+    for file in sorted(images.glob("*.nii.gz")):
+        case = file.name.removesuffix("_0000.nii.gz")
+        segmentation = SimpleITK.ReadImage(str(ensemble / f"{case}.nii.gz"))
+        assert segmentation.GetSize() == SimpleITK.ReadImage(str(file)).GetSize()
+        student, second = (np.load(out / f"{case}.npz")["probabilities"] for out in predictions)
+        assert not np.array_equal(student, second)
+        mean = (student.astype(np.float32) + second) / 2
+        certain = np.diff(np.sort(mean, axis=0)[-2:], axis=0)[0] > 1e-3  # stored in half precision
+        agree = SimpleITK.GetArrayFromImage(segmentation) == mean.argmax(axis=0)
+        assert certain.any()
+        assert agree[certain].all()

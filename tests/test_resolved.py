@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_semicon.configuration.resolved import as_table, differences, in_words
+from nnunet_semicon import trainers
+from nnunet_semicon.configuration.resolved import as_table, differences, in_words, resolve_run
 from nnunet_semicon.configuration.rules import Derived, slice_extent
 from nnunet_semicon.errors import UserError
-from scripts.make_self_configuration import EXAMPLES, PAGE, page, read_example, resolved
+from scripts.make_self_configuration import EXAMPLES, PAGE, example_meta, page, read_example, resolved
 from tests.harness import configure, make_trainer, run_until
 from tests.tiny import write_json
 
@@ -106,6 +107,59 @@ def test_the_table_is_aligned_and_readable():
 def test_the_page_is_in_step_with_the_rules():
     written = PAGE.read_text()
     assert page(written) == written, "run `python scripts/make_self_configuration.py`"
+
+
+def test_the_page_says_which_defaults_are_a_trainers_own():
+    words = {
+        "CPS": "`second_network` plain_unet, `cross_loss` cross_entropy",
+        "MetaContrastPretrain": "`regularizer` none",
+        "SimCLRPretrain": "`regularizer` none, `lambda` position 0, patient 0, self 1, others 0",
+    }
+    lines = [line for line in PAGE.read_text().splitlines() if " has other defaults: " in line]
+    assert lines == [f"`nnUNetTrainer{name}` has other defaults: {own}." for name, own in words.items()]
+
+
+@pytest.mark.parametrize("trainer", [SPCON, "nnUNetTrainerSupervisedControl", "nnUNetTrainerMCSC"])
+def test_neither_the_number_of_ranks_nor_their_memory_is_a_setting(trainer):
+    """A checkpoint of one machine goes on, or is validated, on another one; ranks may have different shares."""
+    acdc = read_example("acdc")
+    configuration = acdc["configurations"]["2d"]
+    first, *others = (
+        resolve_run(
+            {**configuration, "batch_size": 7},
+            acdc,
+            acdc["fingerprint"],
+            example_meta(acdc),
+            getattr(trainers, trainer).method_class,
+            "cuda",
+            "the example",
+            rank_batch_size=share,
+            memory=memory,
+        )
+        for share, memory in ((None, None), (4, None), (3, None), (None, 1.0), (4, 1.0))
+    )
+    stored = {key: derived.value for key, derived in first.settings.items()}
+    for other in others:
+        assert differences(stored, other.settings) == []
+    assert {run.rows.student_rows for run in others} != {first.rows.student_rows}
+
+
+def test_rows_that_two_networks_cannot_share_are_said_to_be_too_many():
+    acdc = read_example("acdc")
+    run = resolve_run(
+        {**acdc["configurations"]["2d"], "batch_size": 2},
+        acdc,
+        acdc["fingerprint"],
+        None,
+        trainers.nnUNetTrainerCPS.method_class,
+        "cuda",
+        "the example",
+        memory=1.0,
+    )
+    reason = run.settings["student_rows"].reason
+    assert run.rows.student_rows == 2
+    assert reason.startswith("2 planned rows shared by 2 networks: 2 networks would need about ")
+    assert reason.endswith("1 more than planned: the method's minimum; memory grows with it")
 
 
 def test_differences_name_what_changed_and_ignore_what_may():

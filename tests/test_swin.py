@@ -242,6 +242,13 @@ def test_a_file_that_does_not_fit_is_one_sentence(tmp_path, content):
         load_swin_weights(SwinUNet(1, 2, FLAT), str(path))
 
 
+def test_weights_of_a_2d_network_do_not_fill_half_of_a_3d_one(tmp_path):
+    network = SwinUNet(1, 2, plan_swin([32, 64, 128], [[1, 1, 1], [2, 2, 2], [2, 2, 2]]))
+    torch.save({f"layers.0.{k}": v for k, v in network.encoder.stages[0].state_dict().items()}, tmp_path / "2d.pth")
+    with pytest.raises(UserError, match=r"swin_weights: .*2d\.pth would be weights of a 2d network, and this"):
+        load_swin_weights(network, str(tmp_path / "2d.pth"))
+
+
 def test_the_trainer_starts_from_weights(training, tmp_path):
     configure(training, "weights", "2d_short", swin_weights=str(tmp_path / "none.pth"))
     with pytest.raises(SystemExit, match=r"swin_weights: .*none\.pth cannot be read"):

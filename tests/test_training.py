@@ -156,6 +156,9 @@ def test_one_labeled_row_still_meets_the_foreground(training):
         ("nnUNetTrainerPLGCL", "contrast"),
         ("nnUNetTrainerSupervisedLocal", "local"),
         ("nnUNetTrainerSupervisedLocalPretrain", "local"),
+        ("nnUNetTrainerMCSC", "contrast"),
+        ("nnUNetTrainerCrossTeaching", "cross_second"),
+        ("nnUNetTrainerCPS", "cross_second"),
     ],
 )
 @pytest.mark.parametrize("kind", ["regions", "ignore"])

@@ -112,8 +112,8 @@ def resolve_run(
     cost = network_cost(configuration)
     planned = rank_batch_size or batch_size
     fitting = rules.fitting_rows(planned, needs.networks, cost, memory)
-    rows = rows_of(fitting.value)
-    facts = _facts(partitions, columns, rows_of(batch_size * fitting.value // planned), cost)
+    rows, all_rows = rows_of(fitting.value), rows_of(batch_size)
+    facts = _facts(partitions, columns, all_rows, cost)
     try:
         derived = {key: _with_origin(value, key in block) for key, value in method.derive(config, facts).items()}
     except UserError as error:
@@ -128,8 +128,8 @@ def resolve_run(
             settings[key_of(f)] = Derived(getattr(instance, f.name), reason)
     settings |= {
         "batch_size": Derived(batch_size, "planned by nnU-Net, or set in the plans"),
-        "labeled_per_step": Derived(rows.labeled, rows.reason),
-        "student_rows": Derived(rows.student_rows, _rows_in_words(rows, fitting.reason)),
+        "labeled_per_step": Derived(all_rows.labeled, all_rows.reason),
+        "student_rows": Derived(rows.student_rows, _rows_in_words(rows, all_rows, fitting)),
         "slice_axis": rules.slice_axis(plans["transpose_forward"]),
         "partitions": partitions,
         **derived,
@@ -222,7 +222,11 @@ def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.R
     return Facts(partitions.value, tuple(labels), unusable, rows, network)
 
 
-def _rows_in_words(rows: rules.RowPlan, fitting: str) -> str:
-    if rows.extra_rows == 0:
-        return fitting
-    return f"{rows.extra_rows} more than planned: the method's minimum; memory grows with it"
+def _rows_in_words(rows: rules.RowPlan, all_rows: rules.RowPlan, fitting: Derived) -> str:
+    """Say where this rank's rows come from: the plan, or its share by ranks and memory; and the method's minimum."""
+    words = [] if rows.extra_rows and rows == all_rows else [fitting.reason]
+    if rows != all_rows:
+        words.append(f"here {rows.reason}")
+    if rows.extra_rows:
+        words.append(f"{rows.extra_rows} more than planned: the method's minimum; memory grows with it")
+    return "; ".join(words)

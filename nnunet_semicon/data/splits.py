@@ -22,6 +22,7 @@ from nnunet_semicon.meta_labels.extract import patients_from_names
 FILE = "splits_final.json"
 UNLABELED = "unlabeled"
 ALL = "all"
+FOLDS_DRAWN = 5  # by nnU-Net where there is no such file
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,28 @@ def check_fold(
                 "remove it from one of the two lists"
             )
     return cases
+
+
+def refuse_too_few_to_draw(cases: Collection[str], preprocessed_dataset: str) -> None:
+    """Refuse to let nnU-Net draw its folds from fewer cases than folds, which ends in a traceback.
+
+    Args:
+        cases: labeled cases of a dataset without a split.
+        preprocessed_dataset: ``<nnUNet_preprocessed>/<Dataset>``.
+
+    Raises:
+        UserError: there are fewer than five.
+    """
+    n = len(cases)
+    if n >= FOLDS_DRAWN:
+        return
+    number = int(os.path.basename(os.path.normpath(preprocessed_dataset))[7:10])
+    own = f"`semicon split -d {number} --labeled {n - 1} --folds {n}` holds out one at a time"
+    raise UserError(
+        f"{join(preprocessed_dataset, FILE)} does not exist, and nnU-Net cannot draw its {FOLDS_DRAWN} folds from {n} "
+        f"labeled case{'s' * (n != 1)} ({listing(sorted(cases))}): "
+        f"{f'{own}; or ' if n > 1 else ''}train on all of them, without validation cases, with fold '{ALL}'"
+    )
 
 
 def _refuse_unknown(cases: FoldCases, number: int, known_cases: Collection[str], where: str) -> None:

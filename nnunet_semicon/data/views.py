@@ -30,8 +30,8 @@ def strong_intensity(patch_size: Sequence[int], cutout: bool) -> ComposeTransfor
     """Return the intensity transforms of a strong view; none moves a voxel.
 
     Args:
-        patch_size: voxels; the largest cutout is a quarter of it along every axis.
-        cutout: overwrite one random box with 0 in half of the views.
+        patch_size: voxels; a cutout is smaller than a quarter of it along every axis.
+        cutout: overwrite one random box of each channel with 0 in half of the views.
     """
     chosen = [
         (0.8, MultiplicativeBrightnessTransform(BGContrast((0.6, 1.6)), synchronize_channels=False)),

@@ -134,14 +134,19 @@ class PatchTerm(nn.Module):
         remedy = "look whether labeled scans show two classes, or train longer on labels alone (supervised_warmup)"
         self.negatives = NegativesWatch({"windows": remedy})
 
+    def windows_of(self, unlabeled: int) -> int:
+        """Return how many windows a rank draws that has so many unlabeled images; each may be a row of its student."""
+        return unlabeled if self.from_image else self.n_patches
+
     @torch.no_grad()
-    def draw(self, probabilities: Tensor, teacher_map: Tensor, classes: Tensor) -> Drawn:
+    def draw(self, probabilities: Tensor, teacher_map: Tensor, classes: Tensor, windows: int) -> Drawn:
         """Draw windows, as many of each class.
 
         Args:
             probabilities: (B, K, *S) of the teacher.
             teacher_map: (B, D, *S) the teacher's :data:`MAP`.
             classes: (B, *S) int64, -1 = ignored.
+            windows: how many.
         """
         n = self.n_classes
         if self.config.guidance == "cosine":
@@ -149,7 +154,7 @@ class PatchTerm(nn.Module):
         else:
             weights = guidance_weights(probabilities, self.grid, self.config.guidance, self.config.entropy_bits)
         # in another order each time: there may be fewer windows than classes
-        slots = torch.randperm(n, device=classes.device)[torch.arange(self.n_patches, device=classes.device) % n]
+        slots = torch.randperm(n, device=classes.device)[torch.arange(windows, device=classes.device) % n]
         return draw_windows(weights, pixels_in_windows(classes, n, self.grid), slots)
 
     def with_windows(self, images: Tensor, classes: Tensor, drawn: Drawn) -> Tensor:
@@ -190,7 +195,8 @@ class PatchTerm(nn.Module):
             ``windows`` (B, R, dim) first cells, ``window_classes`` (B, R), -1 = none, and ``cells`` (2, dim): cells of
             an image and of a window.
         """
-        drawn = [self.draw(*(t[i : i + 1] for t in (probabilities, teacher_map, classes))) for i in range(len(classes))]
+        all_images = zip(*(t.split(1) for t in (probabilities, teacher_map, classes)), strict=True)
+        drawn = [self.draw(*image, self.n_patches) for image in all_images]
         return {
             "windows": torch.stack([self.grid.origins(entry.window) for entry in drawn]),
             "window_classes": torch.stack([entry.classes for entry in drawn]),

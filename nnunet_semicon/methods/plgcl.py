@@ -112,7 +112,9 @@ class PLGCL(Method):
         classes = self._classes(batch, teacher_logits)
         drawn = None
         if self.patches is not None:
-            drawn = self.patches.draw(class_probabilities(teacher_logits, self.has_regions), teacher_map, classes)
+            windows = self.patches.windows_of(rows - n)
+            probabilities = class_probabilities(teacher_logits, self.has_regions)
+            drawn = self.patches.draw(probabilities, teacher_map, classes, windows)
             images = self.patches.with_windows(images, classes, drawn)
         output = student(images)
 

@@ -71,9 +71,8 @@ class SupervisedLocalPretrain(PretrainMethod):
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
     ) -> StepOutput:
         """L_l; the supervised loss is not used."""
-        logits, local = self._contrast(student, batch)
-        # DDP wants every parameter of the network in the graph, those of the segmentation layers too
-        return StepOutput(local + 0.0 * sum(scale.float().mean() for scale in logits), {"local": local.detach()})
+        local = self._contrast(student, batch)
+        return StepOutput(local, {"local": local.detach()})
 
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
@@ -83,14 +82,14 @@ class SupervisedLocalPretrain(PretrainMethod):
 
     def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Return the contrast (``loss``) of validation images."""
-        return {"loss": self._contrast(student, batch)[1]}
+        return {"loss": self._contrast(student, batch)}
 
-    def _contrast(self, student: Student, batch: TwoStreamBatch) -> tuple[list[Tensor], Tensor]:
-        """Return the logits of all scales and L_l of two views."""
+    def _contrast(self, student: Student, batch: TwoStreamBatch) -> Tensor:
+        """Return L_l of two views."""
         classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
         output = student(torch.cat([batch.labeled, other_intensities(batch.labeled)]))
-        logits = list(output.logits) if isinstance(output.logits, list | tuple) else [output.logits]
-        return logits, self.local(output.features, torch.cat([classes] * VIEWS))
+        local: Tensor = self.local(output.features, torch.cat([classes] * VIEWS))
+        return local
 
 
 def other_intensities(image: Tensor) -> Tensor:

@@ -35,8 +35,13 @@ def load_swin_weights(network: SwinUNet, path: str) -> int:
         Number of tensors copied.
 
     Raises:
-        UserError: the file is not there, is no state dict, or nothing in it fits.
+        UserError: the network is 3d, the file is not there, is no state dict, or nothing in it fits.
     """
+    own = network.encoder.state_dict()
+    if own[f"{TOKENS}.project.weight"].dim() != 4:
+        raise UserError(
+            f"swin_weights: {path} would be weights of a 2d network, and this one is 3d: leave swin_weights away"
+        )
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the file provokes
@@ -44,7 +49,6 @@ def load_swin_weights(network: SwinUNet, path: str) -> int:
             f"swin_weights: {path} cannot be read as a state dict ({error}): give a file of timm's"
         ) from None
     weights = stored.get("model", stored) if isinstance(stored, Mapping) else {}
-    own = network.encoder.state_dict()
     fitting = {}
     for name, tensor in weights.items():
         ours = _our_name(name)

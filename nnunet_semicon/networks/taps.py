@@ -88,6 +88,26 @@ def channels_at(network: Any, name: str) -> int:
     return int(network.encoder.output_channels[stage if part == "encoder" else -stage - 1])
 
 
+def parameters_up_to(network: Any, names: Sequence[str]) -> list[nn.Parameter]:
+    """Return the parameters that the features of some taps depend on.
+
+    Raises:
+        UserError: the network has no such place.
+    """
+    for name in names:
+        _location(network, name)
+    places = [_part_and_stage(network, name) for name in names]
+    part = "decoder" if any(part == "decoder" for part, _ in places) else "encoder"
+    stages = getattr(network, part).stages
+    after = len(stages) + 1 + max(stage for own, stage in places if own == part)
+    later: list[nn.Module] = [*stages[after:]]
+    if part == "decoder":
+        later += [*getattr(network.decoder, "transpconvs", [])[after:], *network.decoder.seg_layers]
+    excluded = {id(parameter) for module in later for parameter in module.parameters()}
+    running = network if part == "decoder" else network.encoder
+    return [parameter for parameter in running.parameters() if id(parameter) not in excluded]
+
+
 class FeatureTaps:
     """Catches the output of named places of a network during its forward pass.
 

@@ -14,6 +14,7 @@ from nnunet_semicon import __version__
 from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, keys_of
 from nnunet_semicon.configuration.resolved import Resolved, read_fingerprint, resolve_run
 from nnunet_semicon.data.meta import training_table
+from nnunet_semicon.data.unlabeled import dataset_option
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.base import Method
 from nnunet_semicon.training.stream_trainer import StreamTrainer
@@ -31,6 +32,13 @@ class ConfiguredTrainer(StreamTrainer):
                 f"configuration '{self.configuration_name}' is a cascade stage (previous_stage "
                 f"'{self.configuration_manager.previous_stage_name}'), which we do not support; "
                 "use '3d_fullres' or '2d'"
+            )
+        folder = self.preprocessed_dataset_folder
+        if not os.path.isdir(folder) or not os.listdir(folder):
+            raise UserError(
+                f"configuration '{self.configuration_name}' is not preprocessed (no case in {folder}); run: "
+                f"nnUNetv2_preprocess {dataset_option(self.preprocessed_dataset_folder_base)} -plans_name "
+                f"{self.plans_manager.plans_name} -c {self.configuration_name}"
             )
 
     def _set_batch_size_and_oversample(self) -> None:

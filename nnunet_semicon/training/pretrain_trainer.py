@@ -1,6 +1,5 @@
 """Pre-training: checkpoints that any trainer starts from with ``-pretrained_weights``, and nothing segmented yet."""
 
-from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -13,8 +12,8 @@ from torch.optim import Adam, Optimizer, RAdam
 
 from nnunet_semicon.configuration.rules import FEW_EMBEDDINGS, RowPlan
 from nnunet_semicon.data.batch import TwoStreamBatch
-from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.base import PretrainMethod, StudentOutput
+from nnunet_semicon.networks.taps import parameters_up_to
 from nnunet_semicon.training.schedule import LearningRates, warmup_cosine
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.streams import Augmentation, two_streams
@@ -39,8 +38,13 @@ class PretrainTrainer(SemiTrainer):
         optimizer = make(self._trained_parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
         return optimizer, self._schedule([optimizer])
 
-    def _trained_parameters(self) -> Iterable[nn.Parameter]:
-        return self.plain_network.parameters()
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        """Return what the contrasted features depend on; the rest is frozen, or weight decay alone would move it."""
+        trained = parameters_up_to(self.plain_network, self.resolved.needs.taps)
+        ids = {id(parameter) for parameter in trained}
+        for parameter in self.plain_network.parameters():
+            parameter.requires_grad_(id(parameter) in ids)
+        return trained
 
     def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
         rate = partial(warmup_cosine, warmup=self.resolved.config.warmup)
@@ -89,19 +93,6 @@ class EncoderPretrainTrainer(PretrainTrainer):
     def _do_i_compile(self) -> bool:
         """Never: the encoder is called directly, past the compiled network."""
         return False
-
-    def _trained_parameters(self) -> Iterable[nn.Parameter]:
-        network: Any = self.plain_network
-        if not hasattr(network, "encoder"):
-            raise UserError(
-                f"the network {type(network).__name__} has no encoder to train; expected one of nnU-Net's U-Nets "
-                "(PlainConvUNet, ResidualEncoderUNet): use other plans"
-            )
-        encoder = list(network.encoder.parameters())
-        of_encoder = {id(parameter) for parameter in encoder}
-        for parameter in network.parameters():
-            parameter.requires_grad_(id(parameter) in of_encoder)
-        return encoder
 
     def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
         """Return two loaders of views with meta-labels: of all training images, and of the validation images."""

@@ -20,6 +20,21 @@ FIGURE = "progress_semicon.png"
 QUARTILE = re.compile(r"(.+?)_q([123])_(.+)")  # weight_q1_patient: the first quartile of weight_patient
 
 
+class SummaryOfSecond:
+    """What nnU-Net's validation of a second network logs to: nnU-Net's loggers, under keys of its own.
+
+    Args:
+        logger: nnU-Net's.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def log_summary(self, key: str, value: Any) -> None:
+        """Log a value that exists once per run."""
+        self.logger.log_summary(f"second/{key}", value)
+
+
 class ScalarLog:
     """Collects the scalars of every step on their device and averages them once per epoch.
 

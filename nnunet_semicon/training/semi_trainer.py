@@ -30,7 +30,7 @@ from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.configured_trainer import ConfiguredTrainer
 from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.networks import build_network
-from nnunet_semicon.training.scalars import ScalarLog
+from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
 from nnunet_semicon.training.schedule import LearningRates
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
@@ -234,11 +234,18 @@ class SemiTrainer(ConfiguredTrainer):
         return list(self.method.parameters())
 
     def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average over ranks; before unscaling, so that all ranks skip the same steps."""
+        """Average over ranks; before unscaling, so that all ranks skip the same steps.
+
+        A parameter that has a gradient on some ranks alone has a zero on the others. One that has none anywhere keeps
+        none: with zeros, weight decay would move it, which it does not in a single process.
+        """
         if not self.is_ddp:
             return
-        for parameter in parameters:
-            if parameter.requires_grad:
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        reached = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device).int()
+        dist.all_reduce(reached, dist.ReduceOp.MAX)
+        for parameter, is_reached in zip(trained, reached.tolist(), strict=True):
+            if is_reached:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
@@ -282,14 +289,15 @@ class SemiTrainer(ConfiguredTrainer):
         if second is None:
             return
         self.print_to_log_file("Validation of the second network:")
-        network, folder = self.network, self.output_folder
+        network, folder, logger = self.network, self.output_folder, self.logger
         # nnU-Net looks for the network below a wrapper if there are several processes; this one synchronizes nothing
         self.network = nn.DataParallel(second, [self.device.index]) if self.is_ddp else second
         self.output_folder = os.path.join(folder, checkpoints.SECOND_FOLDER)
+        self.logger = SummaryOfSecond(logger)
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
-            self.network, self.output_folder = network, folder
+            self.network, self.output_folder, self.logger = network, folder, logger
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -12,11 +12,11 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_semicon.configuration.resolved import Resolved
 from nnunet_semicon.configuration.rules import RowPlan
 from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
-from nnunet_semicon.data.splits import check_fold, read_splits
+from nnunet_semicon.data.splits import ALL, FILE, check_fold, read_splits, refuse_too_few_to_draw
 from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
 from nnunet_semicon.data.workers import start_workers
 from nnunet_semicon.errors import exit_on_user_error
-from nnunet_semicon.training.streams import Augmentation, cases_to_draw, two_streams
+from nnunet_semicon.training.streams import Augmentation, cases_to_draw, two_streams, without_timing
 
 
 class StreamTrainer(nnUNetTrainer):
@@ -37,10 +37,13 @@ class StreamTrainer(nnUNetTrainer):
 
     def _split_unlabeled(self) -> list[str]:
         """Return the cases of imagesTr that the fold lists as unlabeled."""
-        splits_file = os.path.join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        if self.fold == "all" or not os.path.isfile(splits_file):
+        splits_file = os.path.join(self.preprocessed_dataset_folder_base, FILE)
+        if self.fold == ALL:
             return []
         known = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        if not os.path.isfile(splits_file):
+            refuse_too_few_to_draw(known, self.preprocessed_dataset_folder_base)
+            return []
         fold = check_fold(read_splits(splits_file), self.fold, known, splits_file)
         return fold.unlabeled if fold is not None else []
 
@@ -69,6 +72,8 @@ class StreamTrainer(nnUNetTrainer):
         training = self.get_training_transforms(
             patch_size, rotation, scales, mirror_axes, dummy_2d, use_mask_for_norm=masking, **labels
         )
+        if self.resolved.run.seed is not None:
+            training = without_timing(training)
         return Augmentation(initial_patch_size, patch_size, training, self.get_validation_transforms(scales, **labels))
 
     def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import Tensor
 
 from nnunet_semicon.configuration.resolved import Resolved
@@ -31,6 +33,15 @@ class Augmentation:
     patch_size: Sequence[int]
     training: ComposeTransforms
     validation: Any
+
+
+def without_timing(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Let nnU-Net's blur take the direct way always: it times two ways in every process, and their last bits differ."""
+    for entry in transforms.transforms:
+        transform = entry.transform if isinstance(entry, RandomTransform) else entry
+        if isinstance(transform, GaussianBlurTransform):
+            transform.benchmark = False
+    return transforms
 
 
 def cases_to_draw(train: Any, unlabeled: Sequence[Any], draw_all: bool) -> list[str]:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -156,13 +157,29 @@ def test_order_of_pixels_does_not_matter(form):
     assert loss(features[:, order], labels[:, order], False).item() == pytest.approx(expected, abs=1e-12)
 
 
+def as_printed(features, labels):
+    """L_bcl with the poster's 1/|A_y|, which counts the anchor in; of our own sums and similarities."""
+    z = F.normalize(features, dim=2) / TAU**0.5
+    sizes = torch.stack([(labels == y).sum(dim=1) for y in range(N_CLASSES)], dim=1).to(z.dtype)
+    sums = streaming.group_logsumexp(z, labels, N_CLASSES, labels.shape[1])
+    similarity, _ = streaming.positive_similarity(z, labels, labels.shape[1])
+    return ((sums - sizes[:, None].log()).logsumexp(dim=2) - similarity).mean()
+
+
 def test_balance_of_equal_classes_is_supcon():
-    """m pixels of each class: each other class counts 1/m, the own one 1/(m - 1); nearly SupCon - log m for large m."""
+    """With m pixels of each class, the printed loss is SupCon - log m, and has its gradient; ours nearly, for large m.
+
+    Every class of the printed one counts 1/m; in ours, which leaves the anchor out, the own class counts 1/(m - 1).
+    """
     m = 50
-    labels = torch.arange(4).repeat_interleave(m)[None]
-    features = embeddings(4 * m, 6)[None]
-    contrast = supervised_contrast(features, pairs_by_label(labels), TAU).item()
-    assert balanced(features, labels, True).item() == pytest.approx(contrast - math.log(m), abs=0.02)
+    labels = torch.arange(N_CLASSES).repeat_interleave(m)[None]
+    features = embeddings(N_CLASSES * m, 6)[None].requires_grad_()
+    printed, supcon = as_printed(features, labels), supervised_contrast(features[0], pairs_by_label(labels[0]), TAU)
+    assert printed.item() == pytest.approx(supcon.item() - math.log(m), rel=1e-10)
+    gradient, expected = (torch.autograd.grad(loss, features)[0] for loss in (printed, supcon))
+    assert expected.abs().max() > 1e-4
+    assert torch.allclose(gradient, expected, rtol=1e-9, atol=1e-12)
+    assert balanced(features, labels, True).item() == pytest.approx(printed.item(), abs=0.02)
 
 
 class Largest(TorchDispatchMode):

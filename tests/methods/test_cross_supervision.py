@@ -148,6 +148,18 @@ def test_both_networks_are_validated(trained, kind):
     assert str(first) != str(second), "the same network was validated twice"
 
 
+def test_both_networks_have_keys_of_their_own_in_the_summary(training, monkeypatch):
+    trainer = run_until(make_trainer(CPS, "2d_short"), None, monkeypatch)
+    logged = {}
+    monkeypatch.setattr(trainer.logger, "log_summary", lambda key, value: logged.update({key: value}))
+    logger = trainer.logger
+    trainer.perform_actual_validation()
+    keys = ["final_val/class_1_dice", "final_val/class_2_dice", "final_val/foreground_dice"]
+    assert list(logged) == [*keys, *(f"second/{key}" for key in keys)]
+    assert [logged[key] for key in keys] != [logged[f"second/{key}"] for key in keys]
+    assert trainer.logger is logger
+
+
 def test_two_processes_validate_both_networks_together(training, tmp_path):
     configure(training, "apart", "2d_short", second_network="swin_unet")
     ddp.train(TEACHING, "apart", steps=1, validate=True)

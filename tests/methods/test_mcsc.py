@@ -71,7 +71,7 @@ def test_the_contrast_is_that_of_the_formula(training, values, how):
     with torch.no_grad():
         expected = expected_contrast(trainer, batch, outputs, **how)
         swapped = expected_contrast(trainer, batch, outputs, **{**how, "cross": not how.get("cross", True)})
-    assert abs(expected - swapped) > 1e-4, "the two networks agree: the labels could come from either"
+    assert abs(expected - swapped) > 1e-2, "the two networks agree: the labels could come from either"
     loss = step(trainer, batch)["loss"]
     scalars = trainer.scalars.pop_means()
     assert scalars["contrast"] == pytest.approx(expected, rel=1e-4)

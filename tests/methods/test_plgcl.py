@@ -17,6 +17,7 @@ from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
 from nnunet_semicon.losses.windows import GUIDANCE, pooled
 from nnunet_semicon.methods.base import finest
 from nnunet_semicon.methods.patch_term import PATCHES
+from tests import ddp
 from tests.harness import (
     SPLIT,
     capture_gradients,
@@ -61,7 +62,7 @@ def test_the_loss_is_the_sum_of_the_three_terms(training):
         classes = torch.cat([batch.target[0][:, 0].long(), target[n:].argmax(dim=1)])
         torch.manual_seed(5)
         patches = method.patches
-        drawn = patches.draw(torch.softmax(target, dim=1), teacher_map, classes)
+        drawn = patches.draw(torch.softmax(target, dim=1), teacher_map, classes, patches.n_patches)
         vectors, labels = pooled(caught["map"], classes, 3, patches.grid, drawn)
         contrast = patch_contrast(patches.head(vectors), pairs_by_label(labels), 3, 0.15)
         supervised = trainer.loss([scale[:n] for scale in student], batch.target)
@@ -136,7 +137,9 @@ def test_windows_that_are_encoded_again_are_rows_of_the_student(training):
     forward = trainer.plain_network.forward
     trainer.plain_network.forward = lambda x: seen.append(len(x)) or forward(x)
     step(trainer)
-    assert seen == [4]
+    trainer.method.patches.n_patches = 2  # as on two ranks, all together
+    step(trainer)
+    assert seen == [4, 4]
     configure(training, "both", "2d_short", patch_source="image", patches=5)
     with pytest.raises(SystemExit, match="patches is 5, but with patch_source=image every window is a row"):
         make_trainer(NAME, "both").initialize()
@@ -159,7 +162,7 @@ def test_nothing_but_background_contributes_zero(training):
     term = trainer.method.patches
     classes = torch.zeros(2, 32, 32, dtype=torch.int64)
     features = torch.randn(2, 8, 32, 32, requires_grad=True)
-    drawn = term.draw(torch.full((2, 3, 32, 32), 1 / 3), features.detach(), classes)
+    drawn = term.draw(torch.full((2, 3, 32, 32), 1 / 3), features.detach(), classes, term.n_patches)
     loss, _, labels = term(features, classes, drawn)
     assert set(labels.tolist()) == {0, -1}
     loss.backward()
@@ -239,3 +242,14 @@ def test_the_ablations_of_the_poster_are_settings():
 
     keys = {f.name for f in fields(trainers.nnUNetTrainerPLGCL.method_class.Config)}
     assert keys >= {"guidance", "supervised_warmup", "lambda_patch", "lambda_reg", "queue_size"}
+
+
+def test_with_several_processes_the_head_rests_during_the_warm_up_too(training):
+    """It has no gradient then; with zeros in its place, weight decay would shrink it, which it does not on one GPU."""
+    configure(training, "warm", "2d_short", supervised_warmup=0.9)
+    ranks = ddp.train(NAME, "warm", steps=1)
+    head = {name for name in ranks[0]["state"] if ".patches.head." in name}
+    moved = set(differing(ranks[0]["start"], ranks[0]["state"]))
+    assert head
+    assert moved
+    assert not head & moved

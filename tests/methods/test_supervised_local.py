@@ -24,7 +24,6 @@ from tests.harness import (
     make_trainer,
     poison_labels,
     prepare,
-    reproducible_blur,
     run_until,
     scalars_of,
     started,
@@ -167,9 +166,26 @@ def test_the_stage_trains_encoder_and_decoder_with_adam_and_segments_nothing(tra
     assert trainer.rows.labeled * 2 == trainer.rows.student_rows == 4
 
 
+@pytest.mark.parametrize(("level", "frozen_stages"), [(0, 0), (1, 1)])
+def test_the_stage_leaves_alone_what_no_loss_reaches(training, level, frozen_stages):
+    """Zero gradients would not: Adam's weight decay alone moves every weight by the learning rate, towards zero."""
+    configure(training, "level", "2d_short", **{"level_weight": {"0": 0.0, str(level): 1.0}})
+    trainer = started(STAGE, "level")
+    decoder = trainer.plain_network.decoder
+    before = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
+    for _ in range(2):
+        step(trainer)
+    moved = {name for name, tensor in decoder.state_dict().items() if not torch.equal(before[name], tensor)}
+    reached = len(decoder.stages) - frozen_stages
+    for part in ("stages", "transpconvs"):
+        expected = {name for name in before for i in range(reached) if name.startswith(f"{part}.{i}.")}
+        weights = {name for name in expected if name.endswith("weight")}
+        assert weights <= {name for name in moved if name.startswith(part)} <= expected
+    assert not any(name.startswith("seg_layers") for name in moved)
+
+
 def test_the_stage_sees_labels_of_training_cases_only(tiny, tmp_path, monkeypatch):
     """The reference code contrasts with the labels of validation and test scans here."""
-    reproducible_blur(monkeypatch)
     copy = prepare(tiny.fresh(tmp_path))
     copy.use(monkeypatch)
 
