@@ -201,7 +201,7 @@ def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None, 
     commands = [command] if absent else []
     if unmeasured:
         commands.append(BENCHMARK_COMMAND)
-    missing = f"{absent} of {total} runs of this table are not made." if absent else f"All {total} runs are made."
+    missing = f"{absent} of {total} runs of this table have not been run." if absent else f"All {total} runs are made."
     block = "\n".join([*commands, PAGES_COMMAND])
     return f"{missing} What is missing is filled by:\n\n```bash\n{block}\n```"
 

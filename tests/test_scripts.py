@@ -128,10 +128,10 @@ def test_without_measurements_every_cell_is_not_run(tmp_path):
     for row in rows:
         assert row.count("not run") == 5
     assert "python scripts/run_acdc_labels.py -d 027" in page
-    assert "12 of 12 runs of this table are not made" in page
+    assert "12 of 12 runs of this table have not been run" in page
     assert "beats" not in page.split("performance.md)")[1]
-    assert page.count("30 of 30 runs of this table are not made") == 3 + 4
-    assert page.count("33 of 33 runs of this table are not made") == 4 + 2  # local contrast; trainings of two networks
+    assert page.count("30 of 30 runs of this table have not been run") == 3 + 4
+    assert page.count("33 of 33 runs of this table have not been run") == 4 + 2  # local contrast; two networks
     assert "No benchmark is run yet" in performance
 
 
@@ -178,7 +178,7 @@ def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
     assert first_table.count("minus control, 32 labeled rows") == 3
     assert first_table.count("minus control, 16 labeled rows") == 2
 
-    assert "2 of 12 runs of this table are not made" in page
+    assert "2 of 12 runs of this table have not been run" in page
     assert "python scripts/run_hippocampus.py -d 004 -c 2d --fold 2\n" in page
     assert "4 labeled, 171 unlabeled, 25 validation scans; 1500 iterations" in page
     assert "| 800 | 720 to 880 | 1.60x | 800 | 1250 | 1.39x |" in line_of(performance, f"`{SP_CON}`")
@@ -275,7 +275,7 @@ def test_a_training_of_two_networks_has_two_lines_and_counts_once(tmp_path):
     assert "| 16 | 3 of 3 | 0.750 | 0.010 |" in line_of(section, "| `nnUNetTrainerMCSC` |")
     assert "| 16 | 3 of 3 | 0.600 | 0.000 |" in line_of(section, "| `nnUNetTrainerMCSC`, Transformer |")
     assert "MCSC, Transformer minus control, 32 labeled rows, paired" in section
-    assert "24 of 33 runs of this table are not made" in section
+    assert "24 of 33 runs of this table have not been run" in section
 
 
 def test_runs_without_unlabeled_scans_stand_beside_the_others(tmp_path):
