@@ -195,8 +195,8 @@ class PatchTerm(nn.Module):
             ``windows`` (B, R, dim) first cells, ``window_classes`` (B, R), -1 = none, and ``cells`` (2, dim): cells of
             an image and of a window.
         """
-        all_images = zip(*(t.split(1) for t in (probabilities, teacher_map, classes)), strict=True)
-        drawn = [self.draw(*image, self.n_patches) for image in all_images]
+        each = (slice(i, i + 1) for i in range(len(classes)))
+        drawn = [self.draw(probabilities[i], teacher_map[i], classes[i], self.n_patches) for i in each]
         return {
             "windows": torch.stack([self.grid.origins(entry.window) for entry in drawn]),
             "window_classes": torch.stack([entry.classes for entry in drawn]),

@@ -48,6 +48,7 @@ class SemiTrainer(ConfiguredTrainer):
     method: Method
     taps: FeatureTaps
     scalars: ScalarLog
+    logger: Any  # nnU-Net's; another one during the validation of a second network
     snapshots: Snapshots | None = None  # of rank 0, if the method shows any
     gallery: Gallery  # what they show, with its meta-labels
     gallery_meta: dict[str, Tensor]

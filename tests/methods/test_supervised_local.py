@@ -182,6 +182,9 @@ def test_the_stage_leaves_alone_what_no_loss_reaches(training, level, frozen_sta
         weights = {name for name in expected if name.endswith("weight")}
         assert weights <= {name for name in moved if name.startswith(part)} <= expected
     assert not any(name.startswith("seg_layers") for name in moved)
+    frozen = {name for name, p in decoder.named_parameters() if not p.requires_grad}  # DDP would wait for gradients
+    assert not frozen & moved
+    assert len(frozen) == len([p for p in trainer.network.parameters() if p.grad is None])
 
 
 def test_the_stage_sees_labels_of_training_cases_only(tiny, tmp_path, monkeypatch):
