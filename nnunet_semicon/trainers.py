@@ -92,7 +92,7 @@ class nnUNetTrainerSimCLRPretrain(EncoderPretrainTrainer):
 
 
 class nnUNetTrainerPLGCL(SemiTrainer):
-    """Mean teacher whose pseudo-labels, weighed by their entropy, tell which patches look alike and which do not."""
+    """Mean teacher whose pseudo-labels, weighted by their entropy, tell which patches look alike and which do not."""
 
     method_class = PLGCL
 

@@ -555,7 +555,7 @@ NEW = ["-c", "2d", "--name", "mine"]
         (["-c", "2d", "--name", ""], "cannot be part of a folder name"),
         (["-c", "2e", "--name", "mine"], "no configuration '2e' in nnUNetPlans.json; did you mean '2d'"),
         ([*NEW, "-tr", "nnUNetTrainerSpCon"], "no trainer 'nnUNetTrainerSpCon'"),
-        ([*NEW, "-p", "nnUNetPlan"], "nnUNetPlan.json does not exist; did you mean 'nnUNetPlans'"),
+        ([*NEW, "-p", "nnUNetPlan"], "nnUNetPlan.json does not exist, but other plans do; name one of them with -p"),
         ([*NEW, "-p", "dataset"], "dataset.json is not a plans file"),
         (["--name", "mine"], "-c is missing: name the configuration to inherit from"),
         (["--show"], "-c is missing: name the configuration to show"),

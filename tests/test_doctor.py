@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from nnunet_semicon.data.splits import make_splits
 from tests.tiny import case_name, read_json, write_json
 
 LABELED = [case_name(index) for index in range(6)]
+UNLABELED = [case_name(index) for index in range(6, 10)]
 
 
 def findings(check):
@@ -194,6 +196,8 @@ def test_a_broken_trainer_of_the_user_is_named(monkeypatch, tmp_path):
     with_user_folder(monkeypatch, tmp_path, "import a_package_that_is_not_there")
     text = the_problem(check_installation.check_discovery())
     assert "a_package_that_is_not_there" in text
+    assert "otherwise run `pip install .` in a clone" in text
+    assert "nnunet-semicon" not in text, "it is not on the package index"
     assert any(
         f"{tmp_path / 'gone'}, which does not exist" in text for text in notes(check_installation.check_discovery())
     )
@@ -223,6 +227,106 @@ def test_unknown_dataset(data):
 def test_not_preprocessed(data):
     data.preprocessed_dataset.rename(data.root / "elsewhere")
     assert "run: nnUNetv2_plan_and_preprocess -d 901 -c 2d" in the_problem(dataset_check())
+
+
+@pytest.fixture
+def unplanned(data):
+    """The raw dataset alone."""
+    shutil.rmtree(data.preprocessed_dataset)
+    return data
+
+
+def problems_of_files(check):
+    """All problems but that nothing is planned yet."""
+    found = [text for status, text in findings(check) if status == "problem"]
+    return [text for text in found if "nnUNetv2_plan_and_preprocess" not in text]
+
+
+def images_tr(data):
+    return data.raw_dataset / "imagesTr"
+
+
+def drop(data, name):
+    (data.raw_dataset / name).unlink()
+
+
+def two_channels(data):
+    """Give all cases of imagesTr a second channel but one."""
+    for file in sorted(images_tr(data).iterdir())[1:]:
+        shutil.copyfile(file, file.with_name(file.name.replace("_0000", "_0001")))
+    shutil.rmtree(data.raw_dataset / "imagesUn")
+    describe(data, channel_names={"0": "a", "1": "b"})
+
+
+def describe(data, without=None, **entries):
+    path = data.raw_dataset / "dataset.json"
+    content = read_json(path) | entries
+    content.pop(without, None)
+    write_json(path, content)
+
+
+FIRST = LABELED[0]
+FILE_MISTAKES = {
+    "no label": (
+        lambda data: drop(data, f"labelsTr/{FIRST}.nii.gz"),
+        [f"1 cases of imagesTr have no label in labelsTr ({FIRST})", "-> move unlabeled scans to imagesUn"],
+    ),
+    "no image": (
+        lambda data: drop(data, f"imagesTr/{FIRST}_0000.nii.gz"),
+        [f"1 labels in labelsTr have no image in imagesTr ({FIRST})"],
+    ),
+    "no suffix": (
+        lambda data: (images_tr(data) / f"{FIRST}_0000.nii.gz").rename(images_tr(data) / f"{FIRST}.nii.gz"),
+        [f"imagesTr contains files without a channel suffix ({FIRST}.nii.gz)", f"to {FIRST}_0000.nii.gz"],
+    ),
+    "channel missing": (two_channels, [f"case {FIRST} in", "imagesTr has the channels 0000, but dataset.json lists 2"]),
+    "imagesUn": (
+        lambda data: (data.raw_dataset / "imagesUn" / "x_0000.nii").touch(),
+        ["imagesUn contains files that do not end with '.nii.gz'"],
+    ),
+    "lookalike": (
+        lambda data: (data.raw_dataset / "imagesUn").rename(data.raw_dataset / "imagesUnlabeled"),
+        ["rename imagesUnlabeled to imagesUn"],
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", FILE_MISTAKES)
+def test_mistakes_among_the_raw_files_are_found_before_planning(unplanned, mistake):
+    make, words = FILE_MISTAKES[mistake]
+    assert problems_of_files(dataset_check()) == []
+    assert ("ok", "imagesUn: 4 (2 patients) unlabeled -> ") in findings(dataset_check())
+    make(unplanned)
+    (text,) = problems_of_files(dataset_check())
+    assert not text.endswith("-> ")
+    for word in words:
+        assert word in text
+
+
+def test_mistakes_among_the_raw_files_are_found_after_planning(data):
+    drop(data, f"labelsTr/{FIRST}.nii.gz")
+    assert "1 cases of imagesTr have no label" in the_problem(dataset_check())
+
+
+def test_color_images_are_one_file_each(unplanned):
+    describe(unplanned, channel_names={"0": "R", "1": "G", "2": "B"})
+    assert problems_of_files(dataset_check()) == []
+
+
+def test_an_explicit_listing_is_not_compared_with_the_folders(unplanned):
+    entry = {"images": [f"imagesTr/{FIRST}_0000.nii.gz"], "label": f"labelsTr/{FIRST}.nii.gz"}
+    describe(unplanned, dataset={FIRST: entry})
+    drop(unplanned, f"labelsTr/{LABELED[1]}.nii.gz")
+    assert problems_of_files(dataset_check()) == []
+
+
+def test_a_description_without_channels_is_one_problem(unplanned, capsys, monkeypatch):
+    describe(unplanned, without="channel_names", chanel_names={"0": "MRI"})
+    monkeypatch.setattr("nnunet_semicon.cli.doctor.check_discovery", lambda: iter(()))  # takes seconds
+    assert main(["doctor", "-d", "901"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("Dataset901_Tiny/dataset.json has no 'channel_names', only labels, numTraining, ") == 1
+    assert out.endswith("2 problems\n")  # the other: nothing is planned
 
 
 def test_missing_fingerprint(data):
@@ -276,7 +380,7 @@ def test_an_illegible_plans_file_does_not_end_the_report(data, splits):
     data.plans_file.write_text("{")
     found = findings(dataset_check())
     problems = [text for status, text in found if status == "problem"]
-    assert [data.plans_file.name in text for text in problems] == [True, False]
+    assert f"{data.plans_file} is not valid JSON" in problems[0]
     assert "there is no plans file" in problems[1]
     assert any("fold 0" in text for _, text in found)
 
@@ -292,9 +396,57 @@ def test_folds_are_counted_and_stock_trainers_warned_about(data, splits):
 
 
 def test_no_warning_without_unlabeled_lists(data):
-    assert any("no split" in text for text in notes(dataset_check()))
     write_json(data.preprocessed_dataset / "splits_final.json", [{"train": LABELED[:4], "val": LABELED[4:]}])
     assert not any("labels" in text for text in notes(dataset_check()))
+
+
+def test_a_draw_of_nnunet_that_tears_patients_is_noted(data):
+    (text,) = [text for text in notes(dataset_check()) if "no split" in text]
+    assert "not keep the 6 cases of 3 patients together" in text
+    assert text.endswith("run: semicon split -d 901 --labeled N --folds 3")
+    write_json(data.raw_dataset / "meta_labels.json", {case: {"patient": case} for case in [*LABELED, *UNLABELED]})
+    (text,) = [text for text in notes(dataset_check()) if "no split" in text]
+    assert text.endswith("5 folds with all labels -> for few labels, run: semicon split -d 901 --labeled N")
+    write_json(data.raw_dataset / "meta_labels.json", {case: {"patient": "one"} for case in [*LABELED, *UNLABELED]})
+    (text,) = [text for text in notes(dataset_check()) if "no split" in text]
+    assert text.endswith("-> train with fold all, or name the patients with `semicon meta`")
+
+
+@pytest.mark.parametrize(
+    ("kept", "remedy"),
+    [
+        ([0, 2, 4], "semicon split -d 901 --labeled 2 --folds 3"),
+        ([0, 1, 2, 4], "semicon split -d 901 --labeled 2 --folds 3"),
+        ([0], "train with fold all"),
+    ],
+)
+def test_too_few_cases_for_a_draw_of_nnunet(data, kept, remedy):
+    keep_labeled(data, [LABELED[index] for index in kept])
+    text = the_problem(dataset_check())
+    assert f"cannot draw its 5 folds from {len(kept)} labeled case" in text
+    assert remedy in text.partition(" -> ")[2]
+    if len(kept) > 1:
+        assert main(remedy.split()[1:]) == 0
+        assert "problem" not in [status for status, _ in findings(dataset_check())]
+
+
+def keep_labeled(data, cases):
+    """Remove all other labeled cases, raw and preprocessed."""
+    raw = [data.raw_dataset / name for name in ("imagesTr", "labelsTr")]
+    for folder in (*raw, *data.preprocessed_dataset.glob("nnUNetPlans_*[ds]")):
+        for file in folder.iterdir():
+            if file.name.startswith(tuple(set(LABELED) - set(cases))):
+                file.unlink()
+
+
+def test_patients_in_validation_that_are_trained_on_without_labels(data):
+    write_json(data.preprocessed_dataset / "splits_final.json", [{"train": LABELED[:4], "val": LABELED[4:]}])
+    assert not any("in imagesUn" in text for text in notes(dataset_check()))
+    images_un = data.raw_dataset / "imagesUn"
+    (images_un / f"{UNLABELED[0]}_0000.nii.gz").rename(images_un / "patient003_frame03_0000.nii.gz")
+    (text,) = [text for text in notes(dataset_check()) if "in imagesUn" in text]
+    assert text.startswith("fold 0: patients in validation with scans in imagesUn")
+    assert "flatters the result: patient003 " in text
 
 
 def test_a_torn_patient_is_noted(data):
@@ -342,6 +494,18 @@ def test_unlabeled_cases_that_are_not_preprocessed(data):
 def test_a_wrongly_named_folder_of_unlabeled_images(data):
     (data.raw_dataset / "imagesUn").rename(data.raw_dataset / "imagesUnlabeled")
     assert "rename imagesUnlabeled to imagesUn" in the_problem(dataset_check())
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_an_empty_folder_of_unlabeled_images_is_noted(data, planned):
+    for file in (data.raw_dataset / "imagesUn").iterdir():
+        file.unlink()
+    if not planned:
+        shutil.rmtree(data.preprocessed_dataset)
+    found = findings(dataset_check())
+    assert any(status == "note" and text.startswith("imagesUn is empty -> ") for status, text in found)
+    (data.raw_dataset / "imagesUn").rmdir()
+    assert ("ok", "imagesUn: none (optional) -> ") in findings(dataset_check())
 
 
 def test_without_raw_data(data, splits, monkeypatch):

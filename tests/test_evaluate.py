@@ -195,7 +195,7 @@ MISTAKES = {
     "no ending": (lambda f: write_json(f / "dataset.json", {"labels": LABELS}), "has no 'file_ending'"),
     "no labels": (lambda f: write_json(f / "dataset.json", {"file_ending": ".nii.gz"}), "has no labels that nnU-Net"),
     "no list": (lambda f: write_json(f / "dataset.json", []), "has no 'file_ending'"),
-    "broken dataset.json": (lambda f: (f / "dataset.json").write_text("{"), "dataset.json is no JSON"),
+    "broken dataset.json": (lambda f: (f / "dataset.json").write_text("{"), "dataset.json is not valid JSON"),
 }
 
 
@@ -293,6 +293,12 @@ def test_one_file_for_several_folds_is_refused(model, capsys):
     assert main(["evaluate", str(model), "--out", str(model / "all.json")]) == 1
     assert "--out names one file" in sentence(capsys)
     assert not list(model.rglob("*evaluation*"))
+
+
+def test_a_folder_in_the_place_of_a_description_is_one_sentence(folders, capsys):
+    assert evaluate(folders, "--dataset", folders) == 1
+    assert f"{folders} is a folder: expected a file, such as {folders / 'dataset.json'}" in sentence(capsys)
+    assert not list(folders.rglob("*evaluation*"))
 
 
 def test_json_is_the_file_that_is_named(folders):

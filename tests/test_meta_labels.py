@@ -20,7 +20,7 @@ from nnunet_semicon.errors import UserError
 from nnunet_semicon.meta_labels.extract import find_info_cfg, patients_from_names, read_info_cfg, read_user_table
 from nnunet_semicon.meta_labels.position import SliceAxis, is_backward
 from nnunet_semicon.meta_labels.table import MetaTable, column
-from tests.tiny import write_json, write_raw
+from tests.tiny import read_json, write_json, write_raw
 
 NAME = "Dataset908_Meta"
 CASES = [f"patient{p:03d}_frame{f:02d}" for p in range(4) for f in (1, 9)]
@@ -156,7 +156,7 @@ def test_json_and_csv_say_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.json", '{"a": {"x": 1}', "is not legible JSON"),
+        ("m.json", '{"a": {"x": 1}', "is not valid JSON"),
         ("m.json", '{"a": {"x": 1}, "a": {"x": 2}}', "lists case a twice"),
         ("m.json", '{"a": {"x": 1, "x": 2}}', "lists column x twice"),
         ("m.json", '[{"case": "a"}, {"case": "a"}]', "lists case a twice"),
@@ -171,7 +171,7 @@ def test_json_and_csv_say_the_same(tmp_path):
         ("m.csv", "case,x,\na,1,2\n", "has a column without a name"),
         ("m.csv", "case,x\na,1\nb\n", "line 3 .* has 1 cells, the header 2"),
         ("m.csv", "case,x\n,1\n", "line 2 .* names no case"),
-        ("m.csv", 'case,x\na,"1\n', "not legible CSV"),
+        ("m.csv", 'case,x\na,"1\n', "not valid CSV"),
         ("m.csv", "case,x\na,Universit\u00e4t\n".encode("latin-1"), "is not UTF-8 text .byte 18 is 0xe4."),
         ("m.json", '{"a": {"x": "\u00e4"}}'.encode("utf-16"), "is not UTF-8 text"),
     ],
@@ -374,7 +374,7 @@ def test_the_written_table_is_used_until_something_changes(dataset, tmp_path, mo
     (raw / "meta_labels.csv").unlink()
     for broken in ("{", "[]", '{"rows": {}}', '{"columns": {}, "rows": {}, "files": [], "patient_pattern": null}'):
         (preprocessed / FILE).write_text(broken)
-        with pytest.raises(UserError, match=r"is not a legible meta table .*; run: semicon meta -d 908$"):
+        with pytest.raises(UserError, match=r"is not a meta table .*; run: semicon meta -d 908$"):
             training_table(*paths, ALL)
 
 
@@ -482,9 +482,17 @@ def test_errors_of_the_command_are_one_sentence_and_nothing_is_written(dataset, 
     (tmp_path / "out.csv").write_text("mine")
     assert "exists: remove it or choose another name" in error_of(capsys, "--out", str(tmp_path / "out.csv"))
     assert (tmp_path / "out.csv").read_text() == "mine"
-    write_json(preprocessed / "nnUNetResEncPlans.json", {"configurations": {}})
-    assert "there are: nnUNetResEncPlans" in error_of(capsys)
-    (preprocessed / "nnUNetResEncPlans.json").unlink()
+    assert "run first: nnUNetv2_plan_and_preprocess -d 908 -c 2d" in error_of(capsys, "-p", "nnUNetResEncPlans")
+    for name in ("a", "b"):
+        write_json(preprocessed / f"{name}.json", {"configurations": {}})
+    assert "nnUNetPlans.json does not exist, but other plans do; name one of them with -p: a, b" in error_of(capsys)
+    (preprocessed / "a.json").unlink()
+    assert "c.json does not exist, but other plans do; name one of them with -p: b" in error_of(capsys, "-p", "c")
+    assert "b.json is not a plans file" in error_of(capsys)
+    (preprocessed / "b.json").rename(preprocessed / "nnUNetPlans.json")
+    (preprocessed / "nnUNetPlans.json").write_text("{")
+    assert "nnUNetPlans.json cannot be read" in error_of(capsys)
+    (preprocessed / "nnUNetPlans.json").unlink()
     write_table(raw, {ALL[0]: {"site": 1}})
     assert "has no row for 5 of 6 cases" in error_of(capsys)
     (raw / "meta_labels.json").unlink()
@@ -505,6 +513,20 @@ def test_with_plans(tiny, tmp_path, monkeypatch, capsys):
     found = {finding.text: finding.status for finding in check_dataset("901")}  # the new file disturbs nothing
     assert "problem" not in found.values()
     assert "patients: 3, with 6 cases (case names before their time point (_frame01, _frame02))" in found
+
+
+def test_with_the_only_plans_that_there_are(tiny, tmp_path, monkeypatch, capsys):
+    data = tiny.fresh(tmp_path)
+    data.use(monkeypatch)
+    name = "nnUNetResEncUNetMPlans"
+    write_json(data.preprocessed_dataset / f"{name}.json", read_json(data.plans_file) | {"plans_name": name})
+    assert main(["meta", "-d", "901"]) == 0
+    assert name not in capsys.readouterr().out
+    data.plans_file.unlink()
+    assert main(["meta", "-d", "901"]) == 0
+    out = capsys.readouterr().out
+    assert f"plans: {name}, the only ones that there are\n" in out
+    assert "2d, 3d_fullres:  3 partitions" in out
 
 
 def test_real_acdc(real_data, tmp_path):

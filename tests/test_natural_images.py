@@ -1,11 +1,14 @@
 """2D natural images with three channels, through nnU-Net's own reader and commands: stained tissue, as PNG."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from skimage import io
 
+from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
 from tests.harness import configure
 from tests.tiny import Tiny, read_json, write_json
 
@@ -75,3 +78,25 @@ def test_stock_commands_train_and_predict(glands, tmp_path, values):
     predicted: list[Path] = sorted(tmp_path.glob("*.png"))
     assert [path.name for path in predicted] == [f"slide_{i}.png" for i in (4, 5, 6)]
     assert io.imread(predicted[0]).shape == (SIDE, SIDE)
+
+
+def test_images_with_other_channels_are_named(glands, tmp_path):
+    copy = Tiny(tmp_path / "copy", NAME)
+    shutil.copytree(glands.raw, copy.raw)
+    shutil.copytree(glands.preprocessed, copy.preprocessed)
+    image = tissue(9)[0]
+    shapes = {"gray": image[..., 0], "rgba": np.concatenate([image, image[..., :1]], axis=2)}
+    for name, pixels in shapes.items():
+        io.imsave(copy.raw_dataset / "imagesUn" / f"{name}_0000.png", pixels, check_contrast=False)
+    result = preprocess_unlabeled(
+        str(copy.raw_dataset),
+        str(copy.preprocessed_dataset),
+        PlansManager(str(copy.plans_file)),
+        "2d",
+        read_json(copy.raw_dataset / "dataset.json"),
+        n_processes=1,
+    )
+    assert set(result.failures) == {"gray", "rgba"}
+    for name, found in (("gray", "1 channel,"), ("rgba", "4 channels,")):
+        sentence = f"{name}_0000.png holds {found} but with dataset.json it should hold 3: convert it, or remove it"
+        assert sentence in result.failures[name]

@@ -286,6 +286,23 @@ def test_a_failed_cell_stops_only_those_that_start_from_it(tmp_path):
     assert [outcome.state for outcome in outcomes.values()] == [State.TRAINED, State.TRAINED, State.BEFORE]
 
 
+def test_a_cell_that_cannot_be_written_stops_no_other(tmp_path):
+    plan = scripted(tmp_path, CHAIN)
+    plan.results.mkdir()
+    plan.model_folder(plan.cells[PRE]).write_bytes(b"")
+    outcomes = run_all(plan, lambda line: None)
+    assert [outcome.state for outcome in outcomes.values()] == [State.FAILED, State.NOT_RUN, State.TRAINED]
+    assert f"{plan.folder(plan.cells[PRE])} cannot be written (Not a directory)" in outcomes[PRE].why
+
+
+def test_a_record_that_cannot_be_written_fails_its_cell_alone(tmp_path):
+    plan = scripted(tmp_path, CHAIN)
+    (plan.folder(plan.cells[ALONE]) / "sweep.json.tmp").mkdir(parents=True)
+    outcomes = run_all(plan, lambda line: None)
+    assert [outcome.state for outcome in outcomes.values()] == [State.TRAINED, State.TRAINED, State.FAILED]
+    assert "sweep.json.tmp cannot be written (Is a directory)" in outcomes[ALONE].why
+
+
 def test_a_command_that_writes_nothing_has_failed(tmp_path):
     outcomes = run_all(scripted(tmp_path, CHAIN, alone="print('done')"), lambda line: None)
     assert outcomes[ALONE].state is State.FAILED
@@ -375,7 +392,7 @@ def test_what_submitit_would_refuse(tmp_path, monkeypatch):
     assert not jobs.exists()
     assert "there is no executor 'slurm' here" in refusal(make_executor, jobs, "slurm", {"timeout_min": 5})
     monkeypatch.setitem(sys.modules, "submitit", None)
-    assert 'pip install "nnunet-semicon[cluster]"' in refusal(make_executor, jobs, "auto", {})
+    assert '`pip install ".[cluster]"` in a clone' in refusal(make_executor, jobs, "auto", {})
 
 
 def test_on_slurm_a_time_limit_is_asked_for(tmp_path, monkeypatch):
@@ -511,6 +528,25 @@ def test_a_configuration_that_is_not_preprocessed(training, results, capsys, tmp
     text = stages(a="").replace("configuration: 2d", "configuration: 2d_other")
     sentence = sweep(capsys, write(tmp_path, text), "--dry-run", code=1)
     assert "run: nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans -c 2d_other" in sentence
+
+
+def test_too_few_cases_for_a_draw_of_nnunet(tiny, tmp_path, monkeypatch, capsys):
+    data = tiny.fresh(tmp_path)
+    data.use(monkeypatch)
+    for case in ("patient001_frame02", "patient002_frame02", "patient003_frame02"):
+        for file in (data.preprocessed_dataset / "nnUNetPlans_2d").glob(f"{case}*"):
+            file.unlink()
+    sentence = sweep(capsys, write(tmp_path, stages(a="")), "--dry-run", code=1)
+    assert "stage 'a' of" in sentence
+    assert "cannot draw its 5 folds from 3 labeled cases" in sentence
+    assert "semicon split -d 901 --labeled 2 --folds 3" in sentence
+    sweep(capsys, write(tmp_path, stages(a="folds: all")), "--dry-run")
+
+
+def test_other_plans_are_named_in_words_of_the_file(training, results, capsys, tmp_path):
+    sentence = sweep(capsys, write(tmp_path, "plans: nnUNetPlan\n" + stages(a="")), "--dry-run", code=1)
+    assert "nnUNetPlan.json does not exist, but other plans do; name one of them with 'plans' in" in sentence
+    assert sentence.endswith("sweep.yaml: nnUNetPlans")
 
 
 # --- weights -----------------------------------------------------------------------------------------------------

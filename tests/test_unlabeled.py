@@ -12,12 +12,13 @@ import blosc2
 import numpy as np
 import pytest
 import SimpleITK
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.data import unlabeled
 from nnunet_semicon.data.images_un import scan_images_un
-from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
+from nnunet_semicon.data.preprocess_unlabeled import _preprocess_case, preprocess_unlabeled
 from nnunet_semicon.data.unlabeled import (
     OUTPUTS,
     plans_hash,
@@ -152,6 +153,20 @@ def test_an_explicit_listing_names_the_labeled_cases(raw):
     dataset_json = read_json(raw / "dataset.json") | {"dataset": {"patient002_frame02": {"images": [], "label": ""}}}
     with pytest.raises(UserError, match="patient002_frame02"):
         scan_images_un(str(raw), dataset_json)
+
+
+@pytest.mark.parametrize("key", ["file_ending", "channel_names"])
+def test_a_description_that_lacks_a_key_is_named(raw, key):
+    dataset_json = read_json(raw / "dataset.json")
+    dataset_json[f"{key}s"] = dataset_json.pop(key)
+    with pytest.raises(UserError, match=rf"Dataset901_Tiny/dataset\.json has no '{key}', only .*{key}s"):
+        scan_images_un(str(raw), dataset_json)
+
+
+def test_older_descriptions_call_the_channels_modality(raw):
+    dataset_json = read_json(raw / "dataset.json")
+    dataset_json["modality"] = dataset_json.pop("channel_names")
+    assert len(scan_images_un(str(raw), dataset_json)) == 2
 
 
 # --- status ------------------------------------------------------------------------------------------------------
@@ -403,8 +418,7 @@ def test_mistakes_on_the_command_line(tiny, monkeypatch, capsys):
     assert "did you mean '2d'?" in sentence
     assert "3d_fullres" in sentence
     sentence = say("-d", "901", "-c", "2d", "-p", "nnUNetResEncPlans")
-    assert "nnUNetResEncPlans.json" in sentence
-    assert "nnUNetv2_plan_and_preprocess -d 901 -c 2d" in sentence
+    assert "nnUNetResEncPlans.json does not exist, but other plans do; name one of them with -p: nnUNet" in sentence
     assert "777" in say("-d", "777", "-c", "2d")
     assert "tiny" in say("-d", "tiny", "-c", "2d")
     assert "did you mean 'Dataset901_Tiny'?" in say("-d", "Dataset901_Tyni", "-c", "2d")
@@ -422,8 +436,87 @@ def test_what_has_to_come_first(tiny, tmp_path, monkeypatch, capsys):
     sentence = say()
     assert str(mine.raw_dataset / "imagesUn") in sentence
     assert "optional" in sentence
-    mine.plans_file.unlink()
+    mine.plans_file.rename(mine.plans_file.with_name("nnUNetResEncUNetMPlans.json"))
+    sentence = say()
+    assert "name one of them with -p: nnUNetResEncUNetMPlans" in sentence
+    assert "plan_and_preprocess" not in sentence, "nothing has to be planned again"
+    (mine.preprocessed_dataset / "nnUNetResEncUNetMPlans.json").unlink()
     assert "run first: nnUNetv2_plan_and_preprocess -d 901 -c 2d" in say()
+
+
+def test_damaged_files_of_the_preprocessed_folder(tiny, tmp_path, monkeypatch, capsys):
+    mine = tiny.fresh(tmp_path)
+    say = lambda: failing(mine, monkeypatch, capsys, "-d", "901", "-c", "2d")  # noqa: E731
+    description = mine.preprocessed_dataset / "dataset.json"
+    content = description.read_text()
+    description.write_text(content[:40])
+    assert f"{description} is not valid JSON" in say()
+    description.write_text("[]")
+    assert f"{description} holds no JSON object" in say()
+    description.unlink()
+    assert f"{description} cannot be read (No such file or directory)" in say()
+    description.write_text(content)
+    mine.plans_file.write_text(mine.plans_file.read_text()[:500])
+    assert f"{mine.plans_file} cannot be read" in say()
+    mine.plans_file.write_text("{}")
+    assert f"{mine.plans_file} is not a plans file" in say()
+
+
+def test_an_empty_folder_of_images_removes_nothing(tiny, tmp_path, monkeypatch, capsys):
+    """It may be a disk that is not mounted."""
+    mine = tiny.fresh(tmp_path)
+    for case in UNLABELED:
+        image_file(mine, case).unlink()
+    (mine.raw_dataset / "imagesUn" / ".DS_Store").touch()
+    before = sorted(folder_of(mine).iterdir())
+    sentence = failing(mine, monkeypatch, capsys, "-d", "901", "-c", "2d")
+    assert f"{mine.raw_dataset / 'imagesUn'} is empty" in sentence
+    assert "remove the folder if there are none" in sentence
+    assert sorted(folder_of(mine).iterdir()) == before
+
+
+def a_file_is_there(folder: Path):
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+    return folder
+
+
+def no_manifest(folder: Path):
+    blocked = folder / ".manifest.json.tmp"
+    blocked.mkdir()
+    return blocked
+
+
+def no_case(folder: Path):
+    blocked = folder / f"{UNLABELED[0]}.b2nd"
+    blocked.unlink()
+    blocked.mkdir()
+    return blocked
+
+
+@pytest.mark.parametrize("sabotage", [a_file_is_there, no_manifest, no_case])
+def test_what_cannot_be_written_is_one_sentence(tiny, tmp_path, sabotage):
+    mine = tiny.fresh(tmp_path)
+    folder = folder_of(mine)
+    new_image(image_file(mine, UNLABELED[0]), 55)
+    sabotage(folder)
+    with pytest.raises(UserError, match=rf"{folder}.* cannot be written \(.*the same command goes on$"):
+        preprocess_unlabeled(*arguments(mine), n_processes=1)
+    assert not (folder / ".partial").exists()
+
+
+@pytest.mark.parametrize(("free", "error"), [(0, OSError), (2**40, UserError)])
+def test_a_full_disk_is_not_blamed_on_an_image(tiny, tmp_path, monkeypatch, free, error):
+    def fails(*args, **kwargs):
+        raise RuntimeError("Error while creating the NDArray")  # as blosc2, which does not say why
+
+    monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", fails)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+    *_, manager, configuration, dataset_json = arguments(tiny)
+    case = str(tmp_path / UNLABELED[0]), [str(image_file(tiny, UNLABELED[0]))]
+    with pytest.raises(error) as caught:
+        _preprocess_case(*case, manager, configuration, dataset_json)
+    assert ("No space left" in str(caught.value)) == (error is OSError)
 
 
 def children(pid: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Checks of a dataset: labels, plans, splits, unlabeled cases, meta-labels."""
+"""Checks of a dataset: labels, plans, unlabeled cases, meta-labels; raw files and splits have modules of their own."""
 
 import json
 import os
@@ -60,7 +60,7 @@ class Dataset:
             content = read_json(join(folder, "dataset.json"))
             if content:
                 return content
-        raise UserError(f"there is no legible dataset.json in {self.preprocessed}")
+        raise UserError(f"no dataset.json in {self.preprocessed} or {self.raw or 'nnUNet_raw'} can be read")
 
     @cached_property
     def plans(self) -> list["PlansManager"]:
@@ -73,7 +73,7 @@ class Dataset:
     @property
     def json_files(self) -> list[str]:
         """All JSON files of the preprocessed folder: plans files can have any name."""
-        names = sorted(os.listdir(self.preprocessed))
+        names = sorted(os.listdir(self.preprocessed)) if isdir(self.preprocessed) else []
         return [join(self.preprocessed, name) for name in names if name.endswith(".json")]
 
     @cached_property
@@ -147,7 +147,9 @@ def read_json(path: str) -> dict | None:
 
 
 def check_dataset(name_or_id: str) -> Iterator[Finding]:
-    """Check what nnU-Net made of a dataset, its splits, unlabeled cases and meta-labels."""
+    """Check a dataset, what nnU-Net made of it, its splits, unlabeled cases and meta-labels."""
+    from nnunet_semicon.cli.check_raw import check_raw
+    from nnunet_semicon.cli.check_splits import check_splits
     from nnunet_semicon.cli.common import find_folders
 
     try:
@@ -156,7 +158,10 @@ def check_dataset(name_or_id: str) -> Iterator[Finding]:
         yield problem(str(error), "check -d and the variables above")
         return
     yield from check_labeled(dataset)
+    yield from survived(check_raw(dataset))
     if not isdir(dataset.preprocessed):
+        if dataset.labeled:  # otherwise what stands above comes first
+            yield from survived(check_unlabeled(dataset))
         yield problem(f"there is no folder {dataset.preprocessed}", f"run: {dataset.plan_command}")
         return
     for check in (check_plans, check_splits, check_unlabeled, check_meta_labels):
@@ -185,7 +190,7 @@ def check_plans(dataset: Dataset) -> Iterator[Finding]:
         yield ok(f"preprocessed {name}") if isfile(path) else problem(f"there is no {path}", f"run: {command}")
     for path in dataset.json_files:
         if read_json(path) is None and basename(path) != "splits_final.json":  # that one has a check of its own
-            yield problem(f"{path} is not legible JSON", f"repair it, or run: {dataset.plan_command}")
+            yield problem(f"{path} is not valid JSON", f"repair it, or run: {dataset.plan_command}")
     if not dataset.plans:
         yield problem(f"there is no plans file in {dataset.preprocessed}", f"run: {dataset.plan_command}")
         return
@@ -236,71 +241,13 @@ def check_block(configuration: dict, columns: Mapping[str, str | None]) -> None:
         resolve(config, block, where, columns)
 
 
-def check_splits(dataset: Dataset) -> Iterator[Finding]:
-    """Check every fold, that the two files agree, and say where stock trainers would use labels they should not."""
-    from nnunet_semicon.cli.split import count
-    from nnunet_semicon.data.splits import FILE, check_fold, disagreement, lists_unlabeled, read_splits
-
-    command = f"semicon split -d {dataset.option} --labeled N"
-    path, raw_path = join(dataset.preprocessed, FILE), join(dataset.raw, FILE)
-    in_raw = isdir(dataset.raw) and isfile(raw_path)
-    if not isfile(path):
-        if in_raw:
-            yield problem(f"{raw_path} is not in {dataset.preprocessed}", f"run: cp {raw_path} {path}")
-        else:
-            yield note("no split: nnU-Net will draw 5 folds with all labels", f"for few labels, run: {command}")
-        return
-    try:
-        splits = read_splits(path)
-        difference = disagreement(read_splits(raw_path), splits) if in_raw else None
-    except UserError as error:
-        yield problem(str(error), f"or write new ones: {command} --force")
-        return
-    if difference:
-        yield problem(
-            f"{raw_path} and {path} disagree ({difference}): nnU-Net will stop when it plans again",
-            f"training reads the second; keep one: cp {path} {raw_path}, or the other way around",
-        )
-    patient_of = dataset.patient_of
-    for number in range(len(splits)):
-        try:
-            cases = check_fold(splits, number, dataset.known, path)
-        except UserError as error:
-            yield problem(str(error), f"or write a new split: {command} --force")
-            continue
-        assert cases is not None  # only for a fold that is not in the file
-        yield ok(
-            f"fold {number}: labeled {count(cases.train, patient_of)}, unlabeled {count(cases.unlabeled, patient_of)}, "
-            f"validation {count(cases.val, patient_of)}"
-        )
-        yield from check_patients(number, cases.val, [*cases.train, *cases.unlabeled], patient_of)
-    if lists_unlabeled(splits):
-        yield note(
-            f"nnU-Net's own trainers use labels that the split calls unlabeled with fold all, and with a fold above "
-            f"{len(splits) - 1} (a random 80 % of all cases); ours use all labels with fold all and refuse the latter",
-            f"compare trainers only on the folds 0 to {len(splits) - 1}",
-        )
-        yield note("nnU-Net's planning has seen every label in labelsTr, as always")
-
-
-def check_patients(number: int, val: list[str], trained: list[str], patient_of: Mapping[str, str]) -> Iterator[Finding]:
-    """Say if a patient is on both sides of a fold."""
-    torn = sorted({patient_of[case] for case in val} & {patient_of[case] for case in trained})
-    if torn:
-        yield note(f"fold {number}: patients in training and in validation, which flatters the result: {listing(torn)}")
-
-
 def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
     """Check ``imagesUn`` and whether it is preprocessed for everything that can be trained."""
     from nnunet_semicon.cli.split import count
-    from nnunet_semicon.data.images_un import scan_images_un
+    from nnunet_semicon.data.images_un import FOLDER, scan_images_un
     from nnunet_semicon.data.unlabeled import preprocess_command, require_preprocessed
 
-    try:
-        images = scan_images_un(dataset.raw, dataset.description)
-    except UserError as error:
-        yield problem(str(error), f"then run: semicon preprocess -d {dataset.option} -c CONFIGURATION")
-        return
+    images = scan_images_un(dataset.raw, dataset.description)
     checked = set()
     for configuration in dataset.usable:
         if configuration.data_identifier in checked:
@@ -316,8 +263,12 @@ def check_unlabeled(dataset: Dataset) -> Iterator[Finding]:
             yield ok(
                 f"imagesUn: {count(ready, dataset.patient_of)} unlabeled, preprocessed for {plans.plans_name} {name}"
             )
-    if not images and isdir(dataset.raw):
-        yield ok("imagesUn: none (optional)")
+    if images and not dataset.usable:
+        yield ok(f"imagesUn: {count(list(images), dataset.patient_of)} unlabeled")
+    if isdir(dataset.raw) and not images:
+        remedy = "copy the unlabeled scans there (is a disk not mounted?), or remove the folder"
+        is_there = isdir(join(dataset.raw, FOLDER))
+        yield note("imagesUn is empty", remedy) if is_there else ok("imagesUn: none (optional)")
 
 
 def check_meta_labels(dataset: Dataset) -> Iterator[Finding]:

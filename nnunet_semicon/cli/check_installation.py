@@ -17,7 +17,7 @@ from nnunet_semicon.cli.findings import Finding, in_one_line, note, ok, problem
 NNUNET_VERSIONS = ((2, 8, 1), (2, 9))  # from, below; as in pyproject.toml
 TORCH_MINIMUM = (2, 5)
 TORCH_REFUSED_BY_NNUNET = (2, 9)
-REINSTALL = "pip install nnunet-semicon, or `pip install .` in a clone, in a fresh environment"
+REINSTALL = "run `pip install .` in a clone of this package, in a fresh environment"
 
 
 # --- versions ----------------------------------------------------------------------------------------------------

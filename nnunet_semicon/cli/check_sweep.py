@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from nnunet_semicon.sweep.file import Stage, Sweep
     from nnunet_semicon.sweep.plan import Plan
 
-FIRST_FOLDS = 5  # that nnU-Net draws where there is no split
-
 
 @dataclass(frozen=True)
 class Checked:
@@ -48,7 +46,7 @@ def prepare(args: argparse.Namespace) -> "tuple[Plan, list[str]]":
 
     sweep = read_sweep(args.file)
     results = Path(results_folder()).absolute()
-    place = find_plans(argparse.Namespace(d=sweep.dataset, p=sweep.plans, c=None))
+    place = find_plans(sweep.dataset, sweep.plans, option=f"'plans' in {sweep.path}")
     checked = {}
     for stage in sweep.stages.values():
         with _in_stage(stage, sweep):
@@ -211,7 +209,7 @@ def _with_ancestors(plan: "Plan", names: list[str]) -> list[str]:
 
 
 def _check_folds(plan: "Plan", place: "Place", names: list[str]) -> None:
-    """Refuse a configuration that is not preprocessed, and a fold that the split does not have.
+    """Refuse a configuration that is not preprocessed, and a fold that the split does not have or cannot get.
 
     Raises:
         UserError: names the command that repairs it, or the folds that there are.
@@ -219,7 +217,7 @@ def _check_folds(plan: "Plan", place: "Place", names: list[str]) -> None:
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_semicon.data.splits import ALL, FILE, check_fold, read_splits
+    from nnunet_semicon.data.splits import ALL, FILE, FOLDS_DRAWN, check_fold, read_splits, refuse_too_few_to_draw
 
     sweep, manager = plan.sweep, PlansManager(dict(plan.plans))
     path = os.path.join(place.preprocessed, FILE)
@@ -237,12 +235,15 @@ def _check_folds(plan: "Plan", place: "Place", names: list[str]) -> None:
                     f"configuration '{stage.configuration}' is not preprocessed; run: nnUNetv2_preprocess -d "
                     f"{sweep.dataset} -plans_name {sweep.plans} -c {stage.configuration}"
                 )
-            number = FIRST_FOLDS if splits is None else len(splits)
+            cases = infer_dataset_class(folder).get_identifiers(folder)
+            if splits is None and cell.fold != ALL:
+                refuse_too_few_to_draw(cases, place.preprocessed)
+            number = FOLDS_DRAWN if splits is None else len(splits)
             if cell.fold != ALL and int(cell.fold) >= number:
                 where = f"the {number} that nnU-Net will draw" if splits is None else path
                 raise UserError(f"there is no fold {cell.fold} in {where}: expected 0 to {number - 1}, or {ALL}")
             if splits is not None:
-                check_fold(splits, cell.fold, infer_dataset_class(folder).get_identifiers(folder), path)
+                check_fold(splits, cell.fold, cases, path)
 
 
 def _check_weights(

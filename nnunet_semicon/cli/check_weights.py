@@ -1,6 +1,5 @@
 """Check of weights to start from: would ``nnUNetv2_train ... -pretrained_weights FILE`` load them?"""
 
-import argparse
 import os
 from collections.abc import Iterator
 
@@ -23,7 +22,7 @@ def check_weights(name_or_id: str, plans_identifier: str, configuration: str, pa
     from nnunet_semicon.configuration.plans import refuse_unknown
     from nnunet_semicon.sweep.weights import misfit, network_in, network_of
 
-    place = find_plans(argparse.Namespace(d=name_or_id, p=plans_identifier, c=configuration))
+    place = find_plans(name_or_id, plans_identifier, configuration)
     refuse_unknown(place.plans, configuration)
     description = os.path.join(place.preprocessed, "dataset.json")
     dataset_json = read_json(description)

@@ -1,6 +1,8 @@
-"""What several commands need: nnU-Net's folders and dataset names, with one sentence where something is missing."""
+"""What several commands need: nnU-Net's folders, names and files, with one sentence where something is missing."""
 
+import json
 import os
+from typing import Any
 
 from nnunet_semicon.errors import UserError, nearest
 
@@ -65,3 +67,21 @@ def find_folders(name_or_id: str) -> tuple[str, str]:
         known = sorted({entry for folder in roots for entry in os.listdir(folder)})
         raise UserError(f"there is no dataset {name} in {' or '.join(roots)}{nearest(name, known)}")
     return raw, preprocessed
+
+
+def read_object(path: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UserError: it cannot be read, is not JSON, or holds something else.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): repair it, or copy it again") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): repair it, or copy it again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: repair it, or copy it again")
+    return content

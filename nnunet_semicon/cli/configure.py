@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """List, show, add or delete configurations."""
     action = action_of(args)
-    place = find_plans(args)
+    place = find_plans(args.d, args.p, args.c or "2d")
     if action == "delete":
         delete(args, place)
     elif action == "list":

@@ -12,7 +12,7 @@ from nnunet_semicon.cli.check_installation import (
     export_line,
 )
 from nnunet_semicon.cli.check_weights import check_weights
-from nnunet_semicon.cli.findings import Finding, survived
+from nnunet_semicon.cli.findings import Finding, once, survived
 from nnunet_semicon.cli.place import DEFAULT_PLANS
 from nnunet_semicon.errors import UserError
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     problems = 0
     for title, check in sections.items():
         print(title)
-        for finding in survived(check()):
+        for finding in once(survived(check())):
             print(f"  {finding.status:<9}{finding.text}")
             if finding.remedy:
                 print(f"  {'':<9}-> {finding.remedy}")

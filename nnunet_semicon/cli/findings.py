@@ -40,6 +40,15 @@ def together(found: Iterable[tuple[str, Finding]]) -> Iterator[Finding]:
         yield replace(finding, text=f"{listing(names)}: {finding.text}")
 
 
+def once(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Leave out what was found before: several checks may stop at the same mistake."""
+    found: set[Finding] = set()
+    for finding in findings:
+        if finding not in found:
+            found.add(finding)
+            yield finding
+
+
 def survived(findings: Iterator[Finding]) -> Iterator[Finding]:
     """Pass findings on; an exception becomes the last one: a broken installation can raise anything anywhere."""
     try:

@@ -3,14 +3,15 @@
 import argparse
 import csv
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os.path import exists, isdir, isfile, join
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.cli.common import find_folders, read_object
+from nnunet_semicon.cli.place import DEFAULT_PLANS, no_such_plans, plans_in
+from nnunet_semicon.errors import UserError, listing
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = NOTES
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset: 4, 004 or Dataset004_Name")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    parser.add_argument(
+        "-p", metavar="PLANS", help=f"plans identifier (default: {DEFAULT_PLANS}, or the only plans that there are)"
+    )
     parser.add_argument(
         "--patient-pattern",
         metavar="REGEX",
@@ -54,12 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write it."""
-    from nnunet_semicon.cli.common import find_folders
     from nnunet_semicon.data.meta import extract, write_table, write_text
     from nnunet_semicon.data.splits import labeled_cases
 
     raw, preprocessed = find_folders(args.d)
-    plans = read_plans(preprocessed, args.p)
+    plans = find_any_plans(preprocessed, args.p)
     figure = _figure_path(args.figure, raw, preprocessed)
     if args.out is not None and exists(args.out):  # it may be somebody's own table
         raise UserError(f"--out {args.out} exists: remove it or choose another name")
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{os.path.basename(preprocessed)}: {len(cases)} cases ({where})\n")
     print(_describe(extracted.table))
     print("\nposition: a label of every slice or patch, so it is no column")
+    if plans is not None and args.p is None and plans.plans_name != DEFAULT_PLANS:
+        print(f"  plans: {plans.plans_name}, the only ones that there are")
     for line in [*_describe_position(plans, preprocessed), *_describe_orientation(plans, headers)]:
         print(f"  {line}")
     print(f"\nfirst {min(FIRST_ROWS, len(cases))} of {len(cases)} rows")
@@ -117,11 +121,11 @@ def unlabeled_cases(raw: str, preprocessed: str) -> list[str]:
     from nnunet_semicon.data.unlabeled import MANIFEST, unlabeled_folder
 
     if isdir(raw):
-        return list(scan_images_un(raw, _read_json(join(raw, "dataset.json"))))
+        return list(scan_images_un(raw, read_object(join(raw, "dataset.json"))))
     suffix = os.path.basename(unlabeled_folder(preprocessed, ""))
     folders = [name for name in os.listdir(preprocessed) if name.endswith(suffix)]
     manifests = [join(preprocessed, name, MANIFEST) for name in folders]
-    return sorted({case for path in manifests if isfile(path) for case in _read_json(path)["cases"]})
+    return sorted({case for path in manifests if isfile(path) for case in read_object(path)["cases"]})
 
 
 def image_files(raw: str) -> dict[str, list[str]]:
@@ -132,7 +136,7 @@ def image_files(raw: str) -> dict[str, list[str]]:
 
     if not isdir(raw):
         return {}
-    dataset_json = _read_json(join(raw, "dataset.json"))
+    dataset_json = read_object(join(raw, "dataset.json"))
     unlabeled = scan_images_un(raw, dataset_json)
     if "dataset" not in dataset_json and not isdir(join(raw, "imagesTr")):
         return unlabeled
@@ -140,38 +144,26 @@ def image_files(raw: str) -> dict[str, list[str]]:
     return {case: list(files["images"]) for case, files in labeled.items()} | unlabeled
 
 
-def read_plans(preprocessed: str, name: str) -> "PlansManager | None":
-    """Return the plans, None if nothing is planned yet.
+def find_any_plans(preprocessed: str, name: str | None) -> "PlansManager | None":
+    """Return the plans of a name; without one nnU-Net's default plans, or the only ones; None if nothing is planned.
 
     Raises:
-        UserError: There are plans, but none of that name.
+        UserError: There are none of that name, several to choose from, or they cannot be read.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    path = join(preprocessed, f"{name}.json")
-    if isfile(path):
-        return PlansManager(_read_json(path))
-    names = [entry.removesuffix(".json") for entry in (os.listdir(preprocessed) if isdir(preprocessed) else [])]
-    others = [entry for entry in names if "configurations" in _read_json(join(preprocessed, f"{entry}.json"), {})]
-    if others or name != "nnUNetPlans":
-        raise UserError(
-            f"there is no plans file {path}{nearest(name, others)}; there are: {', '.join(others) or 'none'}"
-        )
-    return None
+    from nnunet_semicon.configuration.plans import read_plans
 
-
-def _read_json(path: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-        if isinstance(content, dict):
-            return content
-        reason = "it holds no object"
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    if default is not None:
-        return default
-    raise UserError(f"{path} cannot be read ({reason}): repair it") from None
+    path = join(preprocessed, f"{name or DEFAULT_PLANS}.json")
+    if name is None and not isfile(path):
+        there = plans_in(preprocessed)
+        if not there:
+            return None
+        if len(there) == 1:
+            path = join(preprocessed, f"{there[0]}.json")
+    if not isfile(path):
+        raise UserError(no_such_plans(path))
+    return PlansManager(read_plans(path))
 
 
 @dataclass(frozen=True)
@@ -331,6 +323,6 @@ def _draw(
         partitions = partitions_of(configuration, plans.plans, read_fingerprint(preprocessed)).value
         scans = ScanReader(images, plans.image_reader_writer_class(), plans.transpose_forward)
     else:
-        reader = determine_reader_writer_from_dataset_json(_read_json(join(raw, "dataset.json")), verbose=False)
+        reader = determine_reader_writer_from_dataset_json(read_object(join(raw, "dataset.json")), verbose=False)
         partitions, scans = None, ScanReader(images, reader(), (0, 1, 2))
     draw(path, table.restricted(with_image), scans, partitions, os.path.basename(preprocessed))

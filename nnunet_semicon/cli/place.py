@@ -1,11 +1,10 @@
 """The plans file that a command works on, and where the rest of the dataset lies."""
 
-import argparse
 import os
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_semicon.errors import UserError, nearest
+from nnunet_semicon.errors import UserError, listing
 
 DEFAULT_PLANS = "nnUNetPlans"
 
@@ -37,8 +36,14 @@ class Place:
         return dict(self.plans["configurations"])
 
 
-def find_plans(args: argparse.Namespace) -> Place:
-    """Read the plans file that -d and -p name.
+def find_plans(dataset: str, identifier: str, configurations: str = "2d", option: str = "-p") -> Place:
+    """Read a plans file.
+
+    Args:
+        dataset: id or name, as for nnU-Net.
+        identifier: name of the plans.
+        configurations: what to plan for where there are no plans yet.
+        option: where the user named the plans, for messages.
 
     Raises:
         UserError: it does not exist or is not a plans file.
@@ -46,16 +51,39 @@ def find_plans(args: argparse.Namespace) -> Place:
     from nnunet_semicon.cli.common import find_folders
     from nnunet_semicon.configuration.plans import read_plans
 
-    raw, preprocessed = find_folders(args.d)
-    path = os.path.join(preprocessed, f"{args.p}.json")
+    raw, preprocessed = find_folders(dataset)
+    path = os.path.join(preprocessed, f"{identifier}.json")
     if not os.path.isfile(path):
-        there = os.listdir(preprocessed) if os.path.isdir(preprocessed) else []
-        others = [name.removesuffix(".json") for name in there if name.endswith(".json")]
-        raise UserError(
-            f"{path} does not exist{nearest(args.p, others)}; run `nnUNetv2_plan_and_preprocess -d {args.d} "
-            f"-c {args.c or '2d'}` first"
-        )
+        raise UserError(no_such_plans(path, configurations, option))
     return Place(raw, preprocessed, path, read_plans(path))
+
+
+def plans_in(preprocessed: str) -> list[str]:
+    """Return the names of the plans in a preprocessed folder, sorted; none where there is no such folder."""
+    names = sorted(os.listdir(preprocessed)) if os.path.isdir(preprocessed) else []
+    files = [name for name in names if name.endswith(".json") and _holds_plans(os.path.join(preprocessed, name))]
+    return [name.removesuffix(".json") for name in files]
+
+
+def _holds_plans(path: str) -> bool:
+    from nnunet_semicon.cli.common import read_object
+
+    try:
+        return "configurations" in read_object(path)
+    except UserError:
+        return False
+
+
+def no_such_plans(path: str, configurations: str = "2d", option: str = "-p") -> str:
+    """Return that a plans file does not exist and what to do: where there are others, not to plan again."""
+    from nnunet_semicon.data.unlabeled import dataset_option
+
+    folder = os.path.dirname(path)
+    others = plans_in(folder)
+    if not others:
+        command = f"nnUNetv2_plan_and_preprocess {dataset_option(folder)} -c {configurations}"
+        return f"{path} does not exist; run first: {command}"
+    return f"{path} does not exist, but other plans do; name one of them with {option}: {listing(others)}"
 
 
 def all_cases(place: Place) -> list[str]:
@@ -63,7 +91,7 @@ def all_cases(place: Place) -> list[str]:
     from nnunet_semicon.cli.meta import unlabeled_cases
     from nnunet_semicon.data.splits import labeled_cases
 
-    labeled = labeled_cases(place.raw, place.preprocessed)  # after this, dataset.json is known to be legible
+    labeled = labeled_cases(place.raw, place.preprocessed)  # after this, dataset.json is known to be readable
     return sorted({*labeled, *unlabeled_cases(place.raw, place.preprocessed)})
 
 

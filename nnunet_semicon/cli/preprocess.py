@@ -1,16 +1,17 @@
 """``semicon preprocess``: the unlabeled scans in imagesUn/, with the plans of the labeled ones."""
 
 import argparse
-import json
 import os
 import sys
-from os.path import isdir, isfile, join
+from os.path import isdir, join
 from typing import TYPE_CHECKING
 
 from nnunet_semicon.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_semicon.cli.place import Place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,21 +29,18 @@ def run(args: argparse.Namespace) -> int:
     """Preprocess; returns 1 if a case failed (the others are finished)."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from nnunet_semicon.cli.common import read_object
+    from nnunet_semicon.cli.place import find_plans
     from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
     from nnunet_semicon.data.unlabeled import dataset_option, plans_option
 
     if args.np is not None and args.np < 1:
         raise UserError(f"-np {args.np}: expected a number of processes >= 1")
-    raw, base = _folders(args.d)
-    plans_file = join(base, f"{args.p}.json")
-    if not isfile(plans_file):
-        raise UserError(
-            f"there is no plans file {plans_file}; run first: nnUNetv2_plan_and_preprocess {dataset_option(base)} "
-            f"-c {' '.join(args.c)}"
-        )
-    plans_manager = PlansManager(plans_file)
-    with open(join(base, "dataset.json")) as file:
-        dataset_json = json.load(file)
+    place = find_plans(args.d, args.p, " ".join(args.c))
+    _require_raw(place)
+    raw, base = place.raw, place.preprocessed
+    plans_manager = PlansManager(place.plans)
+    dataset_json = read_object(join(base, "dataset.json"))
     _require_images_un(raw, dataset_json)
     for name in args.c:
         _check_configuration(base, plans_manager, name, args.p)
@@ -67,29 +65,33 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _folders(name_or_id: str) -> tuple[str, str]:
-    """Return the raw and the preprocessed folder of a dataset."""
-    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder, raw_folder
+def _require_raw(place: "Place") -> None:
+    from nnunet_semicon.cli.common import raw_folder
 
-    roots = raw_folder(), preprocessed_folder()
-    name = dataset_name(name_or_id)
-    raw, base = (join(root, name) for root in roots)
-    if not isdir(raw):
-        known = [entry for entry in os.listdir(roots[0]) if entry.startswith("Dataset")]
+    root = raw_folder()
+    if not isdir(place.raw):
+        known = [entry for entry in os.listdir(root) if entry.startswith("Dataset")]
         raise UserError(
-            f"there is no dataset {name} in {roots[0]}{nearest(name, known)}; expected its raw images there"
+            f"there is no dataset {place.dataset} in {root}{nearest(place.dataset, known)}; expected its raw images "
+            "there"
         )
-    return raw, base
 
 
 def _require_images_un(raw: str, dataset_json: dict) -> None:
     from nnunet_semicon.data.images_un import FOLDER, scan_images_un
 
-    scan_images_un(raw, dataset_json)  # first: a folder with a similar name is the likelier mistake
-    if not isdir(join(raw, FOLDER)):
+    folder = join(raw, FOLDER)
+    images = scan_images_un(raw, dataset_json)  # first: a folder with a similar name is the likelier mistake
+    if not isdir(folder):
         raise UserError(
-            f"there is no folder {join(raw, FOLDER)}: it is optional and holds images without labels, named like "
+            f"there is no folder {folder}: it is optional and holds images without labels, named like "
             "those in imagesTr; put them there, or train without this command"
+        )
+    if not images:
+        # what was preprocessed from it would be removed, and more likely a disk is not mounted or a copy failed
+        raise UserError(
+            f"{folder} is empty: expected images without labels; copy them there (is a disk not mounted?), or remove "
+            "the folder if there are none"
         )
 
 

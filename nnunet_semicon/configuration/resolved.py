@@ -161,7 +161,7 @@ def read_fingerprint(preprocessed_dataset: str) -> dict[str, Any] | None:
     """Return nnU-Net's ``dataset_fingerprint.json`` of a dataset, None where there is none (plans from elsewhere).
 
     Raises:
-        UserError: it is not legible.
+        UserError: it cannot be read.
     """
     path = os.path.join(preprocessed_dataset, "dataset_fingerprint.json")
     if not os.path.isfile(path):

@@ -5,6 +5,7 @@ is done again by the next run.
 """
 
 import contextlib
+import errno
 import gzip
 import io
 import multiprocessing
@@ -12,7 +13,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
-from nnunet_semicon.data.images_un import scan_images_un
+from nnunet_semicon.data.images_un import channel_names, scan_images_un
 from nnunet_semicon.data.unlabeled import (
     OUTPUTS,
     Manifest,
@@ -37,6 +38,7 @@ from nnunet_semicon.data.unlabeled import (
 from nnunet_semicon.errors import UserError, listing
 
 PARTIAL = ".partial"  # holds the case being written; hidden, inside the target so that os.replace stays on one disk
+NEARLY_FULL = 2**26  # bytes; where writing failed on a disk with less, that is the reason
 
 
 @dataclass(frozen=True)
@@ -73,13 +75,12 @@ def preprocess_unlabeled(
         force: Redo all cases.
 
     Raises:
-        UserError: see :func:`scan_images_un`; or a worker process died.
+        UserError: see :func:`scan_images_un`; or a worker process died, or nothing can be written.
     """
     states = unlabeled_status(raw_dataset_folder, preprocessed_base, plans_manager, configuration_name, dataset_json)
     images = scan_images_un(raw_dataset_folder, dataset_json)
     todo = [case for case in images if force or states[case] != "ready"]
     folder = unlabeled_folder(preprocessed_base, plans_manager.get_configuration(configuration_name).data_identifier)
-    partial = join(folder, PARTIAL)
 
     # First forget what is about to change: from here on the manifest names only files that are whole and wanted.
     recorded = Manifest.read(folder).cases
@@ -87,25 +88,52 @@ def preprocess_unlabeled(
         plans_hash(plans_manager, configuration_name),
         {case: recorded[case] for case in images if case not in todo},
     )
-    os.makedirs(folder, exist_ok=True)
-    manifest.write(folder)
-    _remove_outputs(folder, keep=images)
-    shutil.rmtree(partial, ignore_errors=True)
-
     result = Preprocessed(folder, len(images), len(images) - len(todo), {})
-    if not todo:
-        return result
+    with _explained(folder):
+        os.makedirs(folder, exist_ok=True)
+        manifest.write(folder)
+        _remove_outputs(folder, keep=images)
+        shutil.rmtree(join(folder, PARTIAL), ignore_errors=True)
+        if todo:
+            inputs = {case: images[case] for case in todo}
+            _preprocess(result, manifest, inputs, plans_manager, configuration_name, dataset_json, n_processes)
+    return result
+
+
+@contextlib.contextmanager
+def _explained(folder: str) -> Iterator[None]:
+    """Say in one sentence that something below ``folder`` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be written ({error.strerror or error}): make room on the disk or "
+            "correct the permissions; finished cases are kept, and the same command goes on"
+        ) from None
+
+
+def _preprocess(
+    result: Preprocessed,
+    manifest: Manifest,
+    images: dict[str, list[str]],
+    plans_manager: PlansManager,
+    configuration_name: str,
+    dataset_json: dict,
+    n_processes: int,
+) -> None:
+    """Preprocess cases, and note each of them in the manifest or among the failures."""
+    folder, partial = result.folder, join(result.folder, PARTIAL)
     os.makedirs(partial)
     # Spawned, as nnU-Net does: forking a process in which torch has started threads can dead-lock.
     pool = ProcessPoolExecutor(
-        min(n_processes, len(todo)), multiprocessing.get_context("spawn"), initializer=_start_worker
+        min(n_processes, len(images)), multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
         running = {
             pool.submit(
-                _preprocess_case, join(partial, case), images[case], plans_manager, configuration_name, dataset_json
+                _preprocess_case, join(partial, case), files, plans_manager, configuration_name, dataset_json
             ): case
-            for case in todo
+            for case, files in images.items()
         }
         for done in tqdm(as_completed(running), desc=configuration_name, total=len(running), unit="case"):
             case = running[done]
@@ -126,7 +154,6 @@ def preprocess_unlabeled(
     finally:
         pool.shutdown(cancel_futures=True)
         shutil.rmtree(partial, ignore_errors=True)
-    return result
 
 
 def _remove_outputs(folder: str, keep: Iterable[str]) -> None:
@@ -157,8 +184,11 @@ def _preprocess_case(
 
     Raises:
         UserError: Whatever the reader or the preprocessor failed with, as one sentence.
+        OSError: The files are fine, but nothing can be written.
     """
     configuration = plans_manager.get_configuration(configuration_name)
+    folder, case = os.path.split(output)
+    n_channels = len(channel_names(dataset_json))
     printed = io.StringIO()
     try:
         # before the images are read: a file that changes meanwhile will be seen as changed
@@ -169,10 +199,17 @@ def _preprocess_case(
             preprocessor = configuration.preprocessor_class(verbose=False)
             preprocessor.run_case_save(output, image_files, None, plans_manager, configuration, dataset_json)
     except Exception as error:  # readers and preprocessors raise anything; it concerns this case alone
-        raise UserError(_explain(error, image_files, plans_manager)) from None
+        reason = _culprit(image_files, plans_manager, n_channels)
+        if reason is None and isinstance(error, OSError):
+            raise  # not of this case: nothing can be written
+        if reason is None and shutil.disk_usage(folder).free < NEARLY_FULL:  # blosc2 does not say so
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), folder) from None
+        otherwise = f"{listing(image_files)} cannot be preprocessed ({_last_line(error)}): repair or remove it"
+        raise UserError(reason or otherwise) from None
     print(printed.getvalue(), end="")  # warnings of the reader
-    folder, case = os.path.split(output)
     data, *_ = nnUNetDatasetBlosc2(folder, [case]).load_case(case)
+    if len(data) != n_channels:
+        raise UserError(_other_channels(listing(image_files), len(data), n_channels))
     if not np.isfinite(data[:]).all():
         # one such voxel in the unlabeled stream would turn the network's weights into NaN
         raise UserError(
@@ -197,9 +234,10 @@ def _check_complete(file: str) -> None:
                 pass
 
 
-def _explain(error: Exception, image_files: Sequence[str], plans_manager: PlansManager) -> str:
-    """Say in one sentence why a case failed: read its files one by one to find the culprit."""
+def _culprit(image_files: Sequence[str], plans_manager: PlansManager, n_channels: int) -> str | None:
+    """Say in one sentence which file of a case is to blame, after reading them one by one; None: none of them."""
     geometry = []
+    per_file = n_channels // len(image_files)
     for file in image_files:
         try:
             _check_complete(file)
@@ -207,15 +245,21 @@ def _explain(error: Exception, image_files: Sequence[str], plans_manager: PlansM
                 image, properties = plans_manager.image_reader_writer_class().read_images([file])
         except Exception as reason:
             return f"{file} cannot be read ({_last_line(reason)}): replace or remove it"
-        if len(image) != 1:
-            return f"{file} holds {len(image)} channels, expected one per file: split or remove it"
+        if len(image) != per_file:
+            return _other_channels(file, len(image), per_file)
         geometry.append(f"{image.shape[1:]} voxels of {tuple(round(float(s), 4) for s in properties['spacing'])} mm")
     if len(set(geometry)) > 1:
         return (
             f"the channels of a case must have one shape and spacing, but {basename(image_files[0])} and its other "
             f"channels have {'; '.join(geometry)}: resample them to the same grid or remove them"
         )
-    return f"{listing(image_files)} cannot be preprocessed ({_last_line(error)}): repair or remove it"
+    return None
+
+
+def _other_channels(files: str, found: int, expected: int) -> str:
+    remedy = "split it into one file per channel" if expected == 1 else "convert it"
+    channels = f"{found} channel{'s' * (found != 1)}"
+    return f"{files} holds {channels}, but with dataset.json it should hold {expected}: {remedy}, or remove it"
 
 
 def _last_line(error: Exception) -> str:

@@ -69,19 +69,23 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: str) -> "Manifest":
-        """Read the manifest; without a legible one no case counts as preprocessed."""
+        """Read the manifest; without one that can be read no case counts as preprocessed."""
         try:
             with open(join(folder, MANIFEST)) as file:
                 return cls(**json.load(file))
-        except (FileNotFoundError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError):
             return cls(plans_hash="")
 
     def write(self, folder: str) -> None:
         """Write the manifest so that a reader, or a kill, never meets half of it."""
         temporary = join(folder, f".{MANIFEST}.tmp")
-        with open(temporary, "w") as file:
-            json.dump({"plans_hash": self.plans_hash, "cases": dict(sorted(self.cases.items()))}, file, indent=1)
-        os.replace(temporary, join(folder, MANIFEST))
+        try:
+            with open(temporary, "w") as file:
+                json.dump({"plans_hash": self.plans_hash, "cases": dict(sorted(self.cases.items()))}, file, indent=1)
+            os.replace(temporary, join(folder, MANIFEST))
+        finally:
+            if isfile(temporary):
+                os.remove(temporary)
 
 
 def unlabeled_status(

@@ -78,15 +78,19 @@ def read_json(file: Path) -> dict[str, Any]:
     """Read a JSON file.
 
     Raises:
-        UserError: it is missing or not JSON.
+        UserError: it is missing, cannot be read or is not JSON.
     """
     try:
         content: dict[str, Any] = json.loads(file.read_text())
     except FileNotFoundError:
         raise UserError(f"{file} does not exist: expected nnU-Net's folder with this file in it") from None
+    except IsADirectoryError:
+        raise UserError(f"{file} is a folder: expected a file, such as {file / DATASET}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror}): check its permissions") from None
     except ValueError:
         raise UserError(
-            f"{file} is no JSON: it is damaged, or still being written; try again or copy it again"
+            f"{file} is not valid JSON: it is damaged, or still being written; try again or copy it again"
         ) from None
     return content
 

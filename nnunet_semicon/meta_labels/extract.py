@@ -203,7 +203,7 @@ def _rows_of_json(path: str, text: str) -> list[tuple[str, dict[str, str]]]:
     try:
         content = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not legible JSON ({error}): {expected}") from None
+        raise UserError(f"{path} is not valid JSON ({error}): {expected}") from None
     if isinstance(content, dict):
         named = list(content.items())
     elif isinstance(content, list):
@@ -243,7 +243,7 @@ def _rows_of_csv(path: str, text: str) -> list[tuple[str, dict[str, str]]]:
         # reader.line_num is read at once: it is where the row ends in the file
         lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as error:
-        raise UserError(f"line {reader.line_num} of {path} is not legible CSV ({error}): correct the quotes") from None
+        raise UserError(f"line {reader.line_num} of {path} is not valid CSV ({error}): correct the quotes") from None
     header = lines[0][1] if lines else []
     if CASE not in header:
         raise UserError(

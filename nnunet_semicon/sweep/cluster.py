@@ -39,7 +39,8 @@ def make_executor(folder: Path, which: str, values: Mapping[str, Any]) -> Any:
         import submitit
     except ImportError:
         raise UserError(
-            'submitit is not installed, which submits the jobs: pip install "nnunet-semicon[cluster]"'
+            'submitit is not installed, which submits the jobs: run `pip install ".[cluster]"` in a clone of this '
+            "package"
         ) from None
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=None if which == "auto" else which)

@@ -63,6 +63,10 @@ def run_cell(plan: Plan, cell: Cell, say: Say, title: str) -> Outcome:
         outcome = _run_cell(plan, cell, say, title)
     except UserError as error:
         outcome = Outcome(State.FAILED, str(error))
+    except OSError as error:  # a full disk, or somebody else's folder
+        where = error.filename or plan.folder(cell)
+        why = f"{where} cannot be written ({error.strerror or error}): make room on the disk or correct the permissions"
+        outcome = Outcome(State.FAILED, why)
     if outcome.state is State.BEFORE:
         say(f"{title}: finished before")
     elif outcome.state is State.TRAINED:

@@ -142,8 +142,12 @@ class Plan:
         """Write the note, at once."""
         path = self.folder(cell) / RECORD
         temporary = path.with_name(f"{RECORD}.tmp")
-        temporary.write_text(json.dumps(asdict(record), indent=2))
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(asdict(record), indent=2))
+            os.replace(temporary, path)
+        finally:
+            if temporary.is_file():
+                temporary.unlink()
 
     def refuse_other_results(self, cell: Cell) -> None:
         """Refuse results of a cell that were made with other settings, or from other weights, than it now has.
