@@ -306,8 +306,7 @@ def training_table(raw_dataset: str, preprocessed_dataset: str, cases: Sequence[
         command = meta_command(preprocessed_dataset, content["patient_pattern"], content["info_cfg"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a meta table ({type(error).__name__}: {error}); run: "
-            f"{meta_command(preprocessed_dataset)}"
+            f"{path} is not a meta table ({type(error).__name__}: {error}); run: {meta_command(preprocessed_dataset)}"
         ) from None
     known = set(table.cases)
     missing = [case for case in cases if case not in known]
