@@ -4,7 +4,7 @@
     Dice(P, Y) = mean_c [ 1 - (2 sum_i p_ic y_ic + s) / (sum_i p_ic^2 + sum_i y_ic + s) ],      s = 1e-5
 
 (CE: CPS, Chen et al., CVPR 2021. Dice: cross teaching, Luo et al., MIDL 2022, and MCSC, Liu et al., BMVC 2023; its form
-is that of SSL4MIS.) i: pixels of the whole batch; c: classes, background included; no threshold.
+is that of SSL4MIS.) i: pixels of all images of a rank; c: classes, background included; no threshold.
 
 Deviations: region-based heads (sigmoid, overlapping regions) are not in the papers: a region is predicted where its
 probability exceeds 1/2, Dice is the mean and cross-entropy the sum over regions.
