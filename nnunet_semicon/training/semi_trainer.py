@@ -240,9 +240,9 @@ class SemiTrainer(ConfiguredTrainer):
         A parameter that has a gradient on some ranks alone has a zero on the others. One that has none anywhere keeps
         none: with zeros, weight decay would move it, which it does not in a single process.
         """
-        if not self.is_ddp:
-            return
         trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not self.is_ddp or not trained:
+            return
         reached = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device).int()
         dist.all_reduce(reached, dist.ReduceOp.MAX)
         for parameter, is_reached in zip(trained, reached.tolist(), strict=True):
