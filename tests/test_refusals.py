@@ -106,6 +106,19 @@ def test_images_un_partly_preprocessed(data):
     refused("of the 4 unlabeled cases", "1 not preprocessed (patient005_frame01)", PREPROCESS)
 
 
+@pytest.mark.parametrize("name", [MEAN_TEACHER, SPCON])
+def test_scans_that_came_later_do_not_keep_a_finished_run_from_its_validation(data, name):
+    finished = started(name, "2d_short")
+    finished.save_checkpoint(f"{finished.output_folder}/checkpoint_final.pth")
+    images = data.raw_dataset / "imagesUn"
+    shutil.copy(images / "patient004_frame01_0000.nii.gz", images / "patient009_frame01_0000.nii.gz")
+    again = make_trainer(name, "2d_short", continue_training=True)
+    again.load_checkpoint(f"{finished.output_folder}/checkpoint_final.pth")
+    with pytest.raises(SystemExit) as stop:
+        again.on_train_start()  # --c goes on drawing from them
+    assert_sentence(stop.value, "1 not preprocessed (patient009_frame01)", PREPROCESS)
+
+
 def test_images_un_preprocessed_from_other_images(data):
     images = data.raw_dataset / "imagesUn"
     shutil.copy(images / "patient004_frame01_0000.nii.gz", images / "patient005_frame01_0000.nii.gz")

@@ -158,7 +158,7 @@ def test_rows_that_two_networks_cannot_share_are_said_to_be_too_many():
     )
     reason = run.settings["student_rows"].reason
     assert run.rows.student_rows == 2
-    assert reason.startswith("2 planned rows shared by 2 networks: 2 networks would need about ")
+    assert reason.startswith("2 planned rows shared by 2 networks: they would need about ")
     assert reason.endswith("1 more than planned: the method's minimum; memory grows with it")
 
 

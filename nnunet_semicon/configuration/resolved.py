@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 from nnunet_semicon.configuration import rules
+from nnunet_semicon.configuration.architecture import SWIN, unet_architecture
 from nnunet_semicon.configuration.config import BLOCK, RunConfig, key_of, resolve
 from nnunet_semicon.configuration.cost import NetworkCost, network_cost
 from nnunet_semicon.configuration.rules import SET, Derived, Facts
@@ -111,7 +112,8 @@ def resolve_run(
 
     cost = network_cost(configuration)
     planned = rank_batch_size or batch_size
-    fitting = rules.fitting_rows(planned, needs.networks, cost, memory)
+    second = None if needs.second_network is None else _second_cost(needs.second_network, configuration, cost)
+    fitting = rules.fitting_rows(planned, cost, second, memory)
     rows, all_rows = rows_of(fitting.value), rows_of(batch_size)
     facts = _facts(partitions, columns, all_rows, cost)
     try:
@@ -133,7 +135,7 @@ def resolve_run(
         "slice_axis": rules.slice_axis(plans["transpose_forward"]),
         "partitions": partitions,
         **derived,
-        "device": Derived(device, "no value depends on it" if needs.networks == 1 else "rows depend on its memory"),
+        "device": Derived(device, "no value depends on it" if second is None else "rows depend on its memory"),
     }
     used = {name: meta.columns[name] for name in meta.labels()} if meta else {}
     return Resolved(run, config, needs, rows, facts, used, derived, settings)
@@ -205,6 +207,13 @@ def differences(stored: Mapping[str, Any], settings: Mapping[str, Derived]) -> l
         for key in keys
         if stored.get(key) != now.get(key)
     ]
+
+
+def _second_cost(kind: str, configuration: Mapping[str, Any], planned: NetworkCost) -> NetworkCost:
+    """Return what a second network costs; a Transformer is sized to need no more than the planned one."""
+    if kind == SWIN:
+        return planned
+    return network_cost({**configuration, "architecture": unet_architecture(kind, configuration["architecture"])})
 
 
 def _with_origin(derived: Derived, is_set: bool) -> Derived:

@@ -199,20 +199,24 @@ def scale_contrast(
     return derived
 
 
-def fitting_rows(batch_size: int, networks: int, network: NetworkCost, memory: float | None) -> Derived:
-    """Rows of a step that several networks of the planned size share.
+def fitting_rows(batch_size: int, network: NetworkCost, second: NetworkCost | None, memory: float | None) -> Derived:
+    """Rows of a step: the planned ones, or as many as keep the maps of two networks within what was planned for one.
 
     Args:
         batch_size: planned for one network.
-        networks: that train on every row.
-        network: cost and sizes of one, one row.
+        network: cost and sizes of the planned network, one row.
+        second: of the network that trains beside it on every row; None: there is none.
         memory: of the device in bytes; None: not known, or not scarce (CPU).
     """
-    needed = networks * batch_size * network.values * BYTES_PER_VALUE
-    if networks == 1 or memory is None or needed <= memory:
+    if second is None or memory is None:
         return Derived(batch_size, "as planned")
-    words = f"{networks} networks would need about {needed / 1e9:.0f} GB of {memory / 1e9:.0f} GB"
-    return Derived(max(1, batch_size // networks), f"{batch_size} planned rows shared by {networks} networks: {words}")
+    both = network.values + second.values
+    needed = batch_size * both * BYTES_PER_VALUE
+    if needed <= memory:
+        return Derived(batch_size, "as planned")
+    words = f"they would need about {needed / 1e9:.0f} GB of {memory / 1e9:.0f} GB"
+    rows = max(1, int(batch_size * network.values / both))
+    return Derived(rows, f"{batch_size} planned rows shared by 2 networks: {words}")
 
 
 @dataclass(frozen=True)

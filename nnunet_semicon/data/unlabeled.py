@@ -119,6 +119,22 @@ def unlabeled_status(
     return {case: state(case) for case in images}
 
 
+def unlabeled_cases(raw_dataset_folder: str, folder: str, dataset_json: dict) -> list[str]:
+    """Return the sorted case ids of ``imagesUn``, preprocessed or not; without raw files, those in ``folder``.
+
+    Args:
+        raw_dataset_folder: ``<nnUNet_raw>/<Dataset>``, may be missing.
+        folder: see :func:`unlabeled_folder`.
+        dataset_json: content of nnU-Net's ``dataset.json``.
+
+    Raises:
+        UserError: see :func:`scan_images_un`.
+    """
+    if isdir(raw_dataset_folder):
+        return sorted(scan_images_un(raw_dataset_folder, dataset_json))
+    return sorted(Manifest.read(folder).cases)
+
+
 def require_preprocessed(
     raw_dataset_folder: str,
     preprocessed_base: str,

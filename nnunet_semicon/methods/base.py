@@ -34,7 +34,7 @@ class Needs:
         meta: the method reads ``batch.meta``.
         taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
         stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
-        networks: networks of the planned size that keep the maps of every row for their backward pass.
+        second_network: kind of the network that trains beside the student on every row; None: there is none.
     """
 
     views: int = 0
@@ -47,7 +47,7 @@ class Needs:
     meta: bool = False
     taps: tuple[str, ...] = ()
     stage: Stage = "joint"
-    networks: int = 1
+    second_network: str | None = None
 
 
 @dataclass(frozen=True)

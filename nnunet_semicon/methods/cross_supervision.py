@@ -10,7 +10,7 @@ planned network; ``semicon export --network second`` gives the other one.
 Deviations: listed in docs/methods/cross_supervision.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.optim import Optimizer
@@ -58,7 +58,7 @@ class CrossSupervision(Method):
     """Each network learns on unlabeled images what the other one predicts there."""
 
     Config = CrossSupervisionConfig
-    needs = Needs(views=1, student_views=1, networks=2)
+    needs = Needs(views=1, student_views=1)
     cost = "the second network: its forward and backward pass, and its validation at the end"
     scalar_names = BothLosses._fields
 
@@ -69,6 +69,11 @@ class CrossSupervision(Method):
         self.cross_loss = cross_dice if config.cross_loss == "dice" else cross_entropy
 
     @classmethod
+    def needs_of(cls, config: CrossSupervisionConfig) -> Needs:
+        """The second network is a hyper-parameter."""
+        return replace(cls.needs, second_network=config.second_network)
+
+    @classmethod
     def derive(cls, config: CrossSupervisionConfig, facts: Facts) -> dict[str, Derived]:
         """Return the learning rate of the second network."""
         return derive(config)
@@ -76,6 +81,10 @@ class CrossSupervision(Method):
     def second_network(self) -> nn.Module:
         """Return the network that the student learns from."""
         return self.second.network
+
+    def on_train_start(self, student_module: nn.Module) -> None:
+        """The second network may start from trained weights."""
+        self.second.on_train_start()
 
     def optimizers(self) -> list[Optimizer]:
         """Return the second network's optimizer."""

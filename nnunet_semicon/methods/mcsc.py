@@ -61,7 +61,7 @@ class MCSC(Method):
     """Cross teaching of two networks, and contrast of their pixels by labels and by each other's predictions."""
 
     Config = MCSCConfig
-    needs = Needs(views=1, student_views=1, networks=2)
+    needs = Needs(views=1, student_views=1)
     cost = "the second network with its validation at the end, the projectors and the contrast"
 
     def __init__(self, config: MCSCConfig, build: BuildContext) -> None:
@@ -73,8 +73,8 @@ class MCSC(Method):
 
     @classmethod
     def needs_of(cls, config: MCSCConfig) -> Needs:
-        """The maps follow from the scales."""
-        return replace(cls.needs, taps=taps_of(config))
+        """The maps follow from the scales, the second network is a hyper-parameter."""
+        return replace(cls.needs, taps=taps_of(config), second_network=config.second_network)
 
     @classmethod
     def derive(cls, config: MCSCConfig, facts: Facts) -> dict[str, Derived]:
@@ -84,6 +84,10 @@ class MCSC(Method):
     def second_network(self) -> nn.Module:
         """Return the network that the student learns from."""
         return self.second.network
+
+    def on_train_start(self, student_module: nn.Module) -> None:
+        """The second network may start from trained weights."""
+        self.second.on_train_start()
 
     def optimizers(self) -> list[Optimizer]:
         """Return the second network's optimizer, and that of the projectors."""

@@ -113,18 +113,26 @@ class SecondNetwork(nn.Module):
         super().__init__()
         self.network = build.new_network(config.second_network)
         self.taps = FeatureTaps(self.network, taps)
-        if config.swin_weights is not None:
-            if not isinstance(self.network, SwinUNet):
-                raise UserError(
-                    f"swin_weights are those of a Transformer, and second_network is {config.second_network}: set "
-                    f"second_network={SWIN}, or leave swin_weights away"
-                )
-            load_swin_weights(self.network, config.swin_weights)
+        if config.swin_weights is not None and not isinstance(self.network, SwinUNet):
+            raise UserError(
+                f"swin_weights are those of a Transformer, and second_network is {config.second_network}: set "
+                f"second_network={SWIN}, or leave swin_weights away"
+            )
+        self.swin_weights = config.swin_weights
         self.learning_rate = build.derived["second_learning_rate"].value
 
     def forward(self, images: Tensor) -> StudentOutput:
         """Map (B, C, *S) to logits, at full resolution alone or at the deep-supervision scales, and features."""
         return StudentOutput(self.network(images), self.taps.take())
+
+    def on_train_start(self) -> None:
+        """Fill a Transformer with the weights that a new run starts from, where a file of them is named.
+
+        Raises:
+            UserError: see :func:`~nnunet_semicon.networks.swin_weights.load_swin_weights`.
+        """
+        if self.swin_weights is not None and isinstance(self.network, SwinUNet):
+            load_swin_weights(self.network, self.swin_weights)
 
     def optimizer(self) -> Optimizer:
         """AdamW with a warm-up for a Transformer, nnU-Net's SGD otherwise."""

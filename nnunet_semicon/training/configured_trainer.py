@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_semicon import __version__
 from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, keys_of
@@ -51,10 +50,7 @@ class ConfiguredTrainer(StreamTrainer):
         """Return every hyper-parameter of this run with its reason."""
         meta = None
         if self.method_class.needs.meta:
-            folder = self.preprocessed_dataset_folder  # nnU-Net's own initialize() has not looked at it yet
-            labeled = infer_dataset_class(folder).get_identifiers(folder)
-            cases = sorted({*labeled, *self._images_un()})
-            meta = training_table(self._raw_dataset(), self.preprocessed_dataset_folder_base, cases)
+            meta = training_table(self._raw_dataset(), self.preprocessed_dataset_folder_base, self._cases())
         configuration = self.configuration_manager.configuration
         where = (
             f"the '{BLOCK}' block of configuration '{self.configuration_name}' ({self.plans_manager.plans_name}.json)"

@@ -53,6 +53,7 @@ class SemiTrainer(ConfiguredTrainer):
     gallery: Gallery  # what they show, with its meta-labels
     gallery_meta: dict[str, Tensor]
     _random_state: dict[str, Any] | None = None  # of a checkpoint, until the loaders have drawn their first batches
+    _goes_on = False  # from a checkpoint, which holds every weight
     _iteration = 0  # within the epoch
 
     # ------------------------------------------------------------------ set-up
@@ -149,7 +150,8 @@ class SemiTrainer(ConfiguredTrainer):
         """nnU-Net's start; then teachers take over the student (pre-trained weights were loaded after initialize)."""
         super().on_train_start()
         if self._random_state is None:
-            self.method.on_train_start(self.plain_network)
+            with exit_on_user_error():
+                self.method.on_train_start(self.plain_network)
         else:
             checkpoints.set_random_state(self._random_state)
         if self.local_rank == 0:
@@ -334,6 +336,7 @@ class SemiTrainer(ConfiguredTrainer):
                     f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so none of our trainers wrote it; "
                     "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
                 )
+            self._goes_on = True
             if not self.was_initialized:
                 self.initialize()
             changed = differences(extra["settings"], self.resolved.settings)

@@ -6,14 +6,14 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class, nnUNetDatasetBlosc2
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semicon.configuration.resolved import Resolved
 from nnunet_semicon.configuration.rules import RowPlan
 from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
 from nnunet_semicon.data.splits import ALL, FILE, check_fold, read_splits, refuse_too_few_to_draw
-from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_folder
+from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_cases, unlabeled_folder
 from nnunet_semicon.data.workers import start_workers
 from nnunet_semicon.errors import exit_on_user_error
 from nnunet_semicon.training.streams import Augmentation, cases_to_draw, two_streams, without_timing
@@ -120,12 +120,21 @@ class StreamTrainer(nnUNetTrainer):
         self._say_what_it_trains_on(dataset_train, dataset_val, from_split, from_folder)
         unlabeled = [self.dataset_class(self.preprocessed_dataset_folder, list(from_split))]
         if from_folder:
-            folder = unlabeled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
-            unlabeled.append(nnUNetDatasetBlosc2(folder, list(from_folder)))
+            unlabeled.append(nnUNetDatasetBlosc2(self._unlabeled_folder(), list(from_folder)))
         cases = cases_to_draw(dataset_train, unlabeled, needs.draw_all)
         if self.rows.scans > len(cases):
             self.print_to_log_file(f"only {len(cases)} scans for {self.rows.scans} per step: scans repeat in a step")
         return two_streams([dataset_train, *unlabeled], cases, self.rows, labeled, self.resolved, augmentation)
+
+    def _cases(self) -> list[str]:
+        """Return all cases of the dataset, those of ``imagesUn`` too, preprocessed or not."""
+        folder = self.preprocessed_dataset_folder  # nnU-Net's own initialize() may not have looked at it yet
+        labeled = infer_dataset_class(folder).get_identifiers(folder)
+        unlabeled = unlabeled_cases(self._raw_dataset(), self._unlabeled_folder(), self.dataset_json)
+        return sorted({*labeled, *unlabeled})
+
+    def _unlabeled_folder(self) -> str:
+        return unlabeled_folder(self.preprocessed_dataset_folder_base, self.configuration_manager.data_identifier)
 
     def _images_un(self) -> list[str]:
         """Return the preprocessed cases of imagesUn; refuses a folder that is not, or not correctly, preprocessed."""

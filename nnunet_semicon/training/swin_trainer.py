@@ -34,9 +34,9 @@ class SwinTrainer(SemiTrainer):
         return build_network(SWIN, configuration_manager, num_input_channels, num_output_channels, False)
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
-        """Return the optimizer, and load the weights to start from before DDP wraps the network."""
+        """Return the optimizer, and load the weights that a new run starts from, before DDP wraps the network."""
         config = self.resolved.config
-        if config.swin_weights is not None:
+        if config.swin_weights is not None and not self._goes_on:
             network: Any = self.plain_network
             count = load_swin_weights(network, config.swin_weights)
             self.print_to_log_file(f"{count} tensors of the encoder are those of {config.swin_weights}")

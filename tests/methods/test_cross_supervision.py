@@ -1,6 +1,7 @@
 """Cross supervision beyond the contract: who teaches whom, the second network's kind, optimizer, validation, export."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from tests.harness import (
     prepare,
     run_until,
     started,
+    state_of,
     step,
     without_supervision,
 )
@@ -209,16 +211,46 @@ def test_weights_of_a_transformer_need_one(training):
         started(TEACHING, "missing")
 
 
+@pytest.mark.parametrize("name", [TEACHING, SPECIFIED])
+def test_a_run_goes_on_without_the_weights_it_started_from(training, tmp_path, monkeypatch, name):
+    file = tmp_path / "swin.pth"
+    network = build_network("swin_unet", make_trainer(name, "2d_short").configuration_manager, 1, 3, False)
+    bias = network.encoder.stages[0].blocks[0].attention.bias.detach() + 1
+    torch.save({"layers.0.blocks.0.attn.relative_position_bias_table": bias}, file)
+    configure(training, "weights", "2d_short", swin_weights=str(file))
+    trainer = started(name, "weights")
+    start = trainer.method.second.network if name == TEACHING else trainer.plain_network
+    assert torch.equal(start.encoder.stages[0].blocks[0].attention.bias, bias)
+    step(trainer)
+    trainer.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    file.unlink()
+    resumed = make_trainer(name, "weights", continue_training=True)
+    resumed.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    resumed.on_train_start()
+    assert differing(state_of(trainer), state_of(resumed)) == []
+
+
 def test_rows_are_shared_where_two_networks_do_not_fit(training):
     configuration = make_trainer(CPS, "2d_short").configuration_manager.configuration
     cost = network_cost(configuration)
     needed = 2 * 12 * cost.values * 8
-    assert fitting_rows(12, 2, cost, None).value == fitting_rows(12, 2, cost, needed).value == 12
-    assert fitting_rows(12, 1, cost, 1).value == 12
-    shared = fitting_rows(12, 2, cost, 0.9 * needed)
+    assert fitting_rows(12, cost, cost, None).value == fitting_rows(12, cost, cost, needed).value == 12
+    assert fitting_rows(12, cost, None, 1).value == 12
+    shared = fitting_rows(12, cost, cost, 0.9 * needed)
     assert shared.value == 6
     assert "12 planned rows shared by 2 networks" in shared.reason
-    assert fitting_rows(1, 2, cost, 0).value == 1
+    assert fitting_rows(1, cost, cost, 0).value == 1
+    larger = replace(cost, values=3 * cost.values)
+    assert fitting_rows(12, cost, larger, needed).value == 3, "both need what one network needs with 12 rows"
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("swin_unet", 6), ("plain_unet", 6), ("residual_encoder_unet", 4)])
+def test_the_second_network_counts_as_what_it_is(training, monkeypatch, kind, rows):
+    configure(training, "kind", "2d_short", second_network=kind, batch_size=12)
+    trainer = make_trainer(CPS, "kind")
+    monkeypatch.setattr(trainer, "_device_memory", lambda: 1.0)
+    trainer.initialize()
+    assert trainer.rows.student_rows == rows
 
 
 def test_a_small_gpu_halves_the_rows_and_says_so(training, monkeypatch):
