@@ -212,7 +212,7 @@ def test_weights_of_a_transformer_need_one(training):
 
 
 @pytest.mark.parametrize("name", [TEACHING, SPECIFIED])
-def test_a_run_goes_on_without_the_weights_it_started_from(training, tmp_path, monkeypatch, name):
+def test_a_run_goes_on_without_the_weights_it_started_from(training, tmp_path, name):
     file = tmp_path / "swin.pth"
     network = build_network("swin_unet", make_trainer(name, "2d_short").configuration_manager, 1, 3, False)
     bias = network.encoder.stages[0].blocks[0].attention.bias.detach() + 1
