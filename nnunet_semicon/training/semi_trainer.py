@@ -52,8 +52,7 @@ class SemiTrainer(ConfiguredTrainer):
     snapshots: Snapshots | None = None  # of rank 0, if the method shows any
     gallery: Gallery  # what they show, with its meta-labels
     gallery_meta: dict[str, Tensor]
-    _random_state: dict[str, Any] | None = None  # of a checkpoint, until the loaders have drawn their first batches
-    _goes_on = False  # from a checkpoint, which holds every weight
+    _random_state: dict[str, Any] | None = None  # of the checkpoint that a run goes on from; None: a new run
     _iteration = 0  # within the epoch
 
     # ------------------------------------------------------------------ set-up
@@ -153,7 +152,7 @@ class SemiTrainer(ConfiguredTrainer):
             with exit_on_user_error():
                 self.method.on_train_start(self.plain_network)
         else:
-            checkpoints.set_random_state(self._random_state)
+            checkpoints.set_random_state(self._random_state)  # the loaders have drawn their first batches by now
         if self.local_rank == 0:
             self._write_settings()  # not before: a resumed run with other settings is refused and changes no file
             self.scalars.truncate(self.current_epoch)
@@ -336,7 +335,8 @@ class SemiTrainer(ConfiguredTrainer):
                     f"{filename_or_checkpoint} has no '{checkpoints.KEY}' entry, so none of our trainers wrote it; "
                     "expected a checkpoint of the same trainer: start anew, or load it with -pretrained_weights"
                 )
-            self._goes_on = True
+            states = extra["random_states"]
+            self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
             if not self.was_initialized:
                 self.initialize()
             changed = differences(extra["settings"], self.resolved.settings)
@@ -350,5 +350,3 @@ class SemiTrainer(ConfiguredTrainer):
         self.method.load_state_dict(extra["method"])
         for optimizer, state in zip(self.optimizers[1:], extra["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        states = extra["random_states"]
-        self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]

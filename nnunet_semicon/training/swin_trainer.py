@@ -36,7 +36,7 @@ class SwinTrainer(SemiTrainer):
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
         """Return the optimizer, and load the weights that a new run starts from, before DDP wraps the network."""
         config = self.resolved.config
-        if config.swin_weights is not None and not self._goes_on:
+        if config.swin_weights is not None and self._random_state is None:
             network: Any = self.plain_network
             count = load_swin_weights(network, config.swin_weights)
             self.print_to_log_file(f"{count} tensors of the encoder are those of {config.swin_weights}")
