@@ -43,6 +43,7 @@ VISIBLE = 0.01  # a difference of pair losses that is more than the noise of an 
 CELLS = f"hippocampus_fold{FOLD}"
 RUN = "python scripts/run_hippocampus.py -d 004 -c 2d"
 CELLS_COMMAND = f"{RUN} --fold {FOLD}"
+REPEATED = "repeated"  # runs that were made a second time, in folders named like those of the first
 OTHER_LABELS = {0: "One labeled scan", 6: "All 175 labeled scans"}  # fold -> words
 PRETRAINED = (*OTHERS_FINE_TUNED, FINE_TUNED, JOINT[0], SP_CON, JOINT[1])
 DRAW = f"""semicon split -d 004 --labeled 4 --seed 1 --force  # seeds 1, 2 and 3; a backup of the present split is kept
@@ -84,6 +85,8 @@ def results_page(results: Path) -> str:
         *local_contrast(results, benchmark),
         *patch_contrast(results, benchmark),
         *two_networks(results, benchmark),
+        "## The same training again",
+        repeated(results),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -191,6 +194,29 @@ def by_labeled_scans(
             *section(results / f"hippocampus_fold{fold}", rows, f"{command} --fold {fold}", benchmark),
         ]
     return parts
+
+
+def repeated(results: Path) -> str:
+    """Return both outcomes of every training that was made again with its seed; of one, as many as there are files."""
+    command = f"{RUN} --fold 0 --only SupervisedControl__2d_short_s2 --out docs/results/{REPEATED}/hippocampus_fold0"
+    files = sorted((results / REPEATED).glob("*/*.json"))
+    if not files:
+        return f"{NOT_RUN}; one is made by:\n\n```bash\n{command}\n{PAGES_COMMAND}\n```"
+    header = ["trainer", "configuration", "fold", "mean Dice", "again", "processor", "again", "commit", "again"]
+    lines = []
+    for file in files:
+        again = json.loads(file.read_text())
+        first_file = results / file.parent.name / f"{again['trainer']}__{again['configuration']}.json"
+        both = (json.loads(first_file.read_text()), again)
+        dice = (number(run["foreground_mean"]["Dice"]) for run in both)
+        origin = (run[key] for key in ("device_name", "commit") for run in both)
+        lines.append([f"`{again['trainer']}`", f"`{again['configuration']}`", str(again["fold"]), *dice, *origin])
+    return (
+        "A seed repeats a training to the last bit only where one process loads the data, on one kind of processor. "
+        "Otherwise batches come in another order and sums are rounded otherwise, so that the same seed gives another "
+        "run. How much two of them differ belongs beside the spread over seeds. The tables above hold the first one; "
+        f"others are made by commands like `{command}`.\n\n{markdown_table(header, lines)}"
+    )
 
 
 def embeddings(folder: Path) -> str:

@@ -278,6 +278,17 @@ def test_a_training_of_two_networks_has_two_lines_and_counts_once(tmp_path):
     assert "24 of 33 runs of this table have not been run" in section
 
 
+def test_a_training_that_was_made_again_stands_beside_the_first_and_in_no_table(tmp_path):
+    results = tmp_path / "results"
+    write_run(results, CONTROL, "short", 0, 0.71)
+    write_run(results / "repeated", CONTROL, "short", 0, 0.64, device_name="another processor")
+    page, _ = make_pages(results, tmp_path / "docs")
+    tables, _, again = page.partition("## The same training again")
+    assert "0.640" not in tables
+    line = line_of(again, f"`{CONTROL}`", "2d_short_s0")
+    assert "| 2 | 0.710 | 0.640 | some processor | another processor |" in line
+
+
 def test_runs_without_unlabeled_scans_stand_beside_the_others(tmp_path):
     results = tmp_path / "results"
     for trainer in (*LABELED_ONLY, "nnUNetTrainerMCSC"):
