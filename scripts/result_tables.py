@@ -206,6 +206,22 @@ def what_is_missing(rows: Sequence[Measured], benchmark: dict[str, Any] | None, 
     return f"{missing} What is missing is filled by:\n\n```bash\n{block}\n```"
 
 
+def other_processors(rows: Sequence[Measured]) -> list[str]:
+    """Say which trainings were made on another processor than most: what sets them apart may be that."""
+    runs = [(entry.row, run) for entry in rows if not entry.row.second for run in entry.runs]
+    names = [run["device_name"] for _, run in runs]
+    usual = max(names, key=names.count, default="")
+    others = [
+        f"{title(row)}, seed {run['seed']} ({name})" for row, run in runs if (name := run["device_name"]) != usual
+    ]
+    if not others:
+        return []
+    return [
+        f"All on {usual}, except {'; '.join(others)}. What sets these runs apart from the others may be the processor: "
+        "see [the same training again](#the-same-training-again)."
+    ]
+
+
 def section(folder: Path, rows: Sequence[Row], command: str, benchmark: dict[str, Any] | None) -> list[str]:
     """Return everything about the runs of one fold: what is run, what is missing, who beats the controls, by how much.
 
@@ -220,6 +236,7 @@ def section(folder: Path, rows: Sequence[Row], command: str, benchmark: dict[str
     return [
         runs_made(measured, benchmark),
         what_is_missing(measured, benchmark, command),
+        *other_processors(measured),
         *([verdicts(measured, run)] if run else []),
         *quality(measured, CONTROLS),
     ]

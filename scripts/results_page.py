@@ -38,12 +38,13 @@ from run_acdc_labels import FILE as ACDC_LABELS
 from tables import NOT_RUN, NOTICE, PAGES_COMMAND, markdown_table, number
 
 from nnunet_semicon.configuration.rules import GAMMA_START
+from nnunet_semicon.errors import UserError
 
 VISIBLE = 0.01  # a difference of pair losses that is more than the noise of an epoch
 CELLS = f"hippocampus_fold{FOLD}"
 RUN = "python scripts/run_hippocampus.py -d 004 -c 2d"
 CELLS_COMMAND = f"{RUN} --fold {FOLD}"
-REPEATED = "repeated"  # runs that were made a second time, in folders named like those of the first
+REPEATED = "repeated"  # runs that were made again, in folders named like those of the first
 OTHER_LABELS = {0: "One labeled scan", 6: "All 175 labeled scans"}  # fold -> words
 PRETRAINED = (*OTHERS_FINE_TUNED, FINE_TUNED, JOINT[0], SP_CON, JOINT[1])
 DRAW = f"""semicon split -d 004 --labeled 4 --seed 1 --force  # seeds 1, 2 and 3; a backup of the present split is kept
@@ -197,7 +198,11 @@ def by_labeled_scans(
 
 
 def repeated(results: Path) -> str:
-    """Return both outcomes of every training that was made again with its seed; of one, as many as there are files."""
+    """Return both outcomes of every training that was made again with its seed, a line for each repeat.
+
+    Raises:
+        UserError: the first run of one is not there.
+    """
     command = f"{RUN} --fold 0 --only SupervisedControl__2d_short_s2 --out docs/results/{REPEATED}/hippocampus_fold0"
     files = sorted((results / REPEATED).glob("*/*.json"))
     if not files:
@@ -207,15 +212,20 @@ def repeated(results: Path) -> str:
     for file in files:
         again = json.loads(file.read_text())
         first_file = results / file.parent.name / f"{again['trainer']}__{again['configuration']}.json"
+        if not first_file.is_file():
+            raise UserError(
+                f"{file} repeats a run whose file {first_file} does not exist: bring it, or remove the repeat"
+            )
         both = (json.loads(first_file.read_text()), again)
         dice = (number(run["foreground_mean"]["Dice"]) for run in both)
         origin = (run[key] for key in ("device_name", "commit") for run in both)
         lines.append([f"`{again['trainer']}`", f"`{again['configuration']}`", str(again["fold"]), *dice, *origin])
     return (
-        "A seed repeats a training to the last bit only where one process loads the data, on one kind of processor. "
-        "Otherwise batches come in another order and sums are rounded otherwise, so that the same seed gives another "
-        "run. How much two of them differ belongs beside the spread over seeds. The tables above hold the first one; "
-        f"others are made by commands like `{command}`.\n\n{markdown_table(header, lines)}"
+        "A seed repeats a training to the last bit only where one process loads the data, with the same packages on "
+        "one kind of processor. Otherwise batches come in another order and sums are rounded otherwise, so that the "
+        "same seed gives another run. How much two of them differ belongs beside the spread over seeds; how much of it "
+        "is chance and how much the machine, a few repeats do not tell. The tables above hold the first one; others "
+        f"are made by commands like `{command}`.\n\n{markdown_table(header, lines)}"
     )
 
 

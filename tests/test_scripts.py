@@ -48,6 +48,7 @@ def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: 
     run = {
         "trainer": trainer,
         "configuration": f"2d_{configuration}_s{seed}",
+        "seed": seed,
         "dataset": "Dataset004_Hippocampus",
         "fold": 2,
         "iterations": 1500,
@@ -287,6 +288,28 @@ def test_a_training_that_was_made_again_stands_beside_the_first_and_in_no_table(
     assert "0.640" not in tables
     line = line_of(again, f"`{CONTROL}`", "2d_short_s0")
     assert "| 2 | 0.710 | 0.640 | some processor | another processor |" in line
+
+
+def test_a_repeat_without_its_first_run_is_refused(tmp_path):
+    write_run(tmp_path / "repeated", CONTROL, "short", 0, 0.64)
+    done = script("make_results.py", "--results", tmp_path, "--out", tmp_path)
+    assert done.returncode == 1
+    assert "repeats a run whose file" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_a_table_names_the_runs_of_another_processor(tmp_path):
+    results = tmp_path / "results"
+    for seed in (0, 1):
+        write_run(results, CONTROL, "short", seed, 0.71)
+    write_run(results, "nnUNetTrainerMCSC", "short", 1, 0.73)
+    page, _ = make_pages(results, tmp_path / "docs")
+    assert "except" not in page.partition("Two networks")[2]
+    write_run(results, "nnUNetTrainerMCSC", "short", 1, 0.73, device_name="another processor")
+    page, _ = make_pages(results, tmp_path / "again")
+    line = line_of(page.partition("Two networks")[2], "except")
+    assert "All on some processor, except `nnUNetTrainerMCSC`, seed 1 (another processor)." in line
 
 
 def test_runs_without_unlabeled_scans_stand_beside_the_others(tmp_path):
