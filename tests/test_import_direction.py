@@ -29,15 +29,16 @@ TABLE = {
     "__init__": Rule(),
     "__main__": Rule(ours={"cli"}),
     "errors": Rule(),
+    "files": Rule(),
     "commands": Rule(),
     "autoload": Rule(),
     "nnunet_ext": Rule(ours={"trainers"}),
     "losses": Rule(libraries={"torch"}),
     "meta_labels": Rule(libraries={"numpy"}),
     "networks": Rule(libraries={"torch", "timm"}),
-    "configuration": Rule(ours={"meta_labels"}, libraries={"numpy"}),
+    "configuration": Rule(ours={"files", "meta_labels"}, libraries={"numpy"}),
     "data": Rule(
-        ours={"meta_labels"},
+        ours={"files", "meta_labels"},
         libraries={
             "acvl_utils",
             "batchgenerators",
@@ -71,6 +72,7 @@ TABLE = {
     "pictures": Rule(libraries={"matplotlib", "numpy"}),
     "training": Rule(
         ours={
+            "files",
             "methods.base",
             "networks.taps",
             "networks.swin_unet",
@@ -82,7 +84,9 @@ TABLE = {
         libraries={"batchgenerators", "batchgeneratorsv2", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),
-    "sweep": Rule(ours={"commands", "configuration"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}),
+    "sweep": Rule(
+        ours={"commands", "configuration", "files"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}
+    ),
     "demo": Rule(ours={"commands"}, libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
     "evaluation": Rule(libraries={"nnunetv2", "numpy", "scipy"}),
     "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),

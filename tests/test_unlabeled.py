@@ -482,7 +482,7 @@ def a_file_is_there(folder: Path):
 
 
 def no_manifest(folder: Path):
-    blocked = folder / ".manifest.json.tmp"
+    blocked = folder / "manifest.json.tmp"
     blocked.mkdir()
     return blocked
 

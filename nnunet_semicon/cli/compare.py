@@ -1,13 +1,12 @@
 """``semicon compare``: whether one method is better than another, paired by case."""
 
 import argparse
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunet_semicon.errors import UserError, nearest
+from nnunet_semicon.files import read_object_or_none, write_texts
 
 if TYPE_CHECKING:
     from nnunet_semicon.evaluation.comparison import Comparison, Method
@@ -112,24 +111,14 @@ def _write(out: str, texts: Mapping[str, str]) -> list[Path]:
         raise UserError(
             f"--out {out}: {existing[0]} exists and was not written by this command; choose another name, or remove it"
         )
-    temporary = {target: target.with_name(f"{target.name}.tmp") for target in targets}
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        for target, text in targets.items():
-            temporary[target].write_text(text, encoding="utf-8")
-        for target in targets:
-            os.replace(temporary[target], target)
+        write_texts(targets)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror}): check the folder {stem.parent}") from None
-    finally:
-        for file in temporary.values():
-            if file.is_file():
-                file.unlink()
     return list(targets)
 
 
 def _is_comparison(path: Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text(encoding="utf-8"))["semicon"]["command"] == "compare")
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+    ours = (read_object_or_none(path) or {}).get("semicon")
+    return isinstance(ours, dict) and ours.get("command") == "compare"

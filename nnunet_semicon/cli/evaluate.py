@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunet_semicon import __version__
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.files import explain_unwritable, write_texts
 
 if TYPE_CHECKING:
     from nnunet_semicon.evaluation.evaluate import Pair, Protocol
@@ -172,15 +173,9 @@ def _write(content: dict[str, Any], file: Path) -> None:
     """Write the JSON and the CSV beside it; a reader never meets half of one."""
     from nnunet_semicon.evaluation.tables import to_csv
 
-    texts = {file: json.dumps(content, indent=1), file.with_suffix(".csv"): to_csv(content)}
-    for target, text in texts.items():
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text)
-            os.replace(temporary, target)
-        except OSError as error:
-            raise UserError(f"{target} cannot be written ({error.strerror}): choose another file with --out") from None
+    with explain_unwritable(file, "choose another file with --out"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_texts({file: json.dumps(content, indent=1), file.with_suffix(".csv"): to_csv(content)})
 
 
 def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from nnunet_semicon.cli.common import find_folders, read_object
 from nnunet_semicon.cli.place import DEFAULT_PLANS, no_such_plans, plans_in
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.files import explain_unwritable, write_text
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write it."""
-    from nnunet_semicon.data.meta import extract, write_table, write_text
+    from nnunet_semicon.data.meta import extract, write_table
     from nnunet_semicon.data.splits import labeled_cases
 
     raw, preprocessed = find_folders(args.d)
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     if isdir(preprocessed):
         written.append(write_table(raw, preprocessed, extracted, args.patient_pattern, args.info_cfg))
     if args.out is not None:
-        write_text(args.out, _as_csv(extracted.table))
+        with explain_unwritable(args.out, "check the folder"):
+            write_text(args.out, _as_csv(extracted.table))
         written.append(args.out)
 
     where = f"{len(labeled)} in imagesTr, {len(unlabeled)} in imagesUn"

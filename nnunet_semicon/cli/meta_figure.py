@@ -1,6 +1,5 @@
 """The figure of ``semicon meta``: example slices of every meta-label's values, as in SP-Con, Figures 2 to 4."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.files import explain_unwritable, replacing
 from nnunet_semicon.meta_labels.position import SliceAxis, axis_direction, is_backward
 from nnunet_semicon.meta_labels.table import PATIENT, POSITION, MetaTable
 
@@ -122,12 +122,9 @@ def draw(path: str, table: MetaTable, scans: ScanReader, partitions: int | None,
     parts = np.atleast_1d(figure.subfigures(len(blocks), 1, height_ratios=heights))
     for part, block in zip(parts, blocks, strict=True):
         _draw_block(part, block, width, scans)
-    temporary = f"{path}.tmp"
     try:
-        figure.savefig(temporary, dpi=110, format="png")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): check the folder") from None
+        with explain_unwritable(path, "check the folder"), replacing(path) as (temporary,):
+            figure.savefig(temporary, dpi=110, format="png")
     finally:
         plt.close(figure)
 

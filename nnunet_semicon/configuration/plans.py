@@ -5,9 +5,7 @@ content of a plans file and ``configurations`` its ``"configurations"``: name ->
 """
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.files import explain_unwritable, write_json
 
 BATCH_SIZE = "batch_size"
 INHERITS = "inherits_from"
@@ -277,15 +276,5 @@ def write_plans(plans: Mapping[str, Any], path: str | Path) -> None:
     Raises:
         UserError: it cannot be written; then nothing is changed.
     """
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(plans, file, indent=4, sort_keys=False)
-        if os.path.exists(path):
-            shutil.copymode(path, temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}): check the folder and its permissions") from None
-    finally:
-        if os.path.isfile(temporary):
-            os.remove(temporary)
+    with explain_unwritable(path, "check the folder and its permissions"):
+        write_json(path, plans, indent=4)

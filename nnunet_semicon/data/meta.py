@@ -10,7 +10,6 @@ be told (headers of all images, a regular expression for the patient, a folder w
 That file is then used instead, as long as it covers all cases and the files that it was made from are the same.
 """
 
-import hashlib
 import json
 import os
 import shlex
@@ -20,6 +19,7 @@ from os.path import isdir, isfile, join
 from typing import Any
 
 from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.files import explain_unwritable, sha256, write_json
 from nnunet_semicon.meta_labels.extract import (
     UserTable,
     find_info_cfg,
@@ -242,29 +242,13 @@ def write_table(
     content = {
         "patient_pattern": patient_pattern,
         "info_cfg": None if info_cfg is None else os.path.abspath(info_cfg),
-        "files": [{"path": _recorded(path, raw_dataset), "sha256": _sha256(path)} for path in extracted.files],
+        "files": [{"path": _recorded(path, raw_dataset), "sha256": sha256(path)} for path in extracted.files],
         **extracted.table.to_dict(),
     }
     path = join(preprocessed_dataset, FILE)
-    write_text(path, json.dumps(content, indent=1))
+    with explain_unwritable(path, "check the folder"):
+        write_json(path, content, indent=1)
     return path
-
-
-def write_text(path: str, text: str) -> None:
-    """Replace a text file at once.
-
-    Raises:
-        UserError: It cannot be written; the old one is untouched.
-    """
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError as error:
-        if isfile(temporary):
-            os.remove(temporary)
-        raise UserError(f"{path} cannot be written ({error.strerror}): check the folder") from None
 
 
 def _recorded(path: str, raw_dataset: str) -> str:
@@ -273,11 +257,6 @@ def _recorded(path: str, raw_dataset: str) -> str:
         [os.path.abspath(path), os.path.abspath(raw_dataset)]
     ) == os.path.abspath(raw_dataset)
     return os.path.relpath(path, raw_dataset) if inside else os.path.abspath(path)
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
 
 
 def training_table(raw_dataset: str, preprocessed_dataset: str, cases: Sequence[str]) -> MetaTable:
@@ -316,7 +295,7 @@ def training_table(raw_dataset: str, preprocessed_dataset: str, cases: Sequence[
         file_path = name if os.path.isabs(name) else join(raw_dataset, name)
         if isdir(raw_dataset) or os.path.isabs(name):
             reachable = isfile(file_path)
-            if reachable and _sha256(file_path) != digest:
+            if reachable and sha256(file_path) != digest:
                 raise UserError(f"{path} was made before {file_path} changed; run: {command}")
     added = user_file(raw_dataset)
     if added is not None and _recorded(added, raw_dataset) not in recorded:

@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -36,7 +36,9 @@ from nnunet_semicon.data.unlabeled import (
     unlabeled_status,
 )
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.files import explain_unwritable
 
+CANNOT_WRITE = "make room on the disk or correct the permissions; finished cases are kept, and the same command goes on"
 PARTIAL = ".partial"  # holds the case being written; hidden, inside the target so that os.replace stays on one disk
 NEARLY_FULL = 2**26  # bytes; where writing failed on a disk with less, that is the reason
 
@@ -89,7 +91,7 @@ def preprocess_unlabeled(
         {case: recorded[case] for case in images if case not in todo},
     )
     result = Preprocessed(folder, len(images), len(images) - len(todo), {})
-    with _explained(folder):
+    with explain_unwritable(folder, CANNOT_WRITE):
         os.makedirs(folder, exist_ok=True)
         manifest.write(folder)
         _remove_outputs(folder, keep=images)
@@ -98,18 +100,6 @@ def preprocess_unlabeled(
             inputs = {case: images[case] for case in todo}
             _preprocess(result, manifest, inputs, plans_manager, configuration_name, dataset_json, n_processes)
     return result
-
-
-@contextlib.contextmanager
-def _explained(folder: str) -> Iterator[None]:
-    """Say in one sentence that something below ``folder`` cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror or error}): make room on the disk or "
-            "correct the permissions; finished cases are kept, and the same command goes on"
-        ) from None
 
 
 def _preprocess(

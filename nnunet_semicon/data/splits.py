@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.files import explain_unwritable, replacing
 from nnunet_semicon.meta_labels.extract import patients_from_names
 
 FILE = "splits_final.json"
@@ -305,25 +306,13 @@ def write_splits(splits: list[dict[str, list[str]]], paths: Sequence[str], force
     existing = [path for path in paths if isfile(path)]
     if existing and not force:
         raise UserError(f"there is already {' and '.join(existing)}: add --force to replace it (a backup is kept)")
-    temporaries = [f"{path}.tmp" for path in paths]
     backups: list[str] = []
-    try:
-        for path in temporaries:
-            with open(path, "w") as file:
-                json.dump(splits, file, indent=4)
+    with explain_unwritable(paths[0], "check the folder"), replacing(*paths) as temporaries:
+        for temporary in temporaries:
+            temporary.write_text(json.dumps(splits, indent=4))
         for path in existing:
             backups.append(_backup_name(path))
             shutil.copy2(path, backups[-1])
-        for temporary, path in zip(temporaries, paths, strict=True):
-            os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or paths[0]} cannot be written ({error.strerror}): check the folder"
-        ) from None
-    finally:
-        for path in temporaries:
-            if isfile(path):
-                os.remove(path)
     return backups
 
 

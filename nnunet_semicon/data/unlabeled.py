@@ -23,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.data.images_un import FOLDER, scan_images_un
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 OUTPUTS = ("_seg.b2nd", ".b2nd", ".pkl")
@@ -78,14 +79,8 @@ class Manifest:
 
     def write(self, folder: str) -> None:
         """Write the manifest so that a reader, or a kill, never meets half of it."""
-        temporary = join(folder, f".{MANIFEST}.tmp")
-        try:
-            with open(temporary, "w") as file:
-                json.dump({"plans_hash": self.plans_hash, "cases": dict(sorted(self.cases.items()))}, file, indent=1)
-            os.replace(temporary, join(folder, MANIFEST))
-        finally:
-            if isfile(temporary):
-                os.remove(temporary)
+        content = {"plans_hash": self.plans_hash, "cases": dict(sorted(self.cases.items()))}
+        write_json(join(folder, MANIFEST), content, indent=1)
 
 
 def unlabeled_status(
@@ -221,7 +216,7 @@ def _is_unchanged(recorded: list[dict[str, Any]], image_files: Sequence[str]) ->
     for entry, file in zip(recorded, files, strict=True):
         if not isfile(file) or os.stat(file).st_size != entry["size"]:
             return False
-        if os.stat(file).st_mtime_ns != entry["mtime_ns"] and _sha256(file) != entry["sha256"]:
+        if os.stat(file).st_mtime_ns != entry["mtime_ns"] and sha256(file) != entry["sha256"]:
             return False
     return True
 
@@ -233,13 +228,5 @@ def fingerprint_of(file: str) -> dict[str, Any]:
         "name": basename(file),
         "size": stat.st_size,
         "mtime_ns": stat.st_mtime_ns,
-        "sha256": _sha256(file),
+        "sha256": sha256(file),
     }
-
-
-def _sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,6 +1,5 @@
 """Checkpoints: nnU-Net's own file with one extra key, written atomically, every tensor on the CPU."""
 
-import os
 import random
 from collections.abc import Callable
 from io import BytesIO
@@ -8,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+from nnunet_semicon.files import replacing
 
 KEY = "semicon"
 
@@ -27,7 +28,7 @@ def save_with_extra(write_stock: Callable[[BytesIO], None], extra: dict[str, Any
     """Write what nnU-Net writes, and ``extra`` under one more key, to ``filename``.
 
     nnU-Net's own code writes into memory, so that its format is never copied here; the file appears at once or not at
-    all (temporary file, then ``os.replace``).
+    all.
 
     Args:
         write_stock: nnU-Net's ``save_checkpoint`` taking a file-like object.
@@ -39,9 +40,8 @@ def save_with_extra(write_stock: Callable[[BytesIO], None], extra: dict[str, Any
     buffer.seek(0)
     checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
     checkpoint[KEY] = to_cpu(extra)
-    temporary = f"{filename}.tmp"
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, filename)
+    with replacing(filename) as (temporary,):
+        torch.save(checkpoint, temporary)
 
 
 def random_state() -> dict[str, Any]:

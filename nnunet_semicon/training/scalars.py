@@ -1,7 +1,6 @@
 """Curves: one line of ``scalars.jsonl`` per epoch, nnU-Net's other loggers (wandb), and a second progress figure."""
 
 import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,6 +13,8 @@ from torch import Tensor
 
 mpl.use("agg")
 import matplotlib.pyplot as plt
+
+from nnunet_semicon.files import write_text
 
 FILE = "scalars.jsonl"
 FIGURE = "progress_semicon.png"
@@ -61,9 +62,7 @@ class ScalarLog:
     def truncate(self, epochs: int) -> None:
         """Forget the lines of epochs from ``epochs`` on: a resumed run (0: a new run) writes them again."""
         kept = [row for row in self.rows() if row["epoch"] < epochs]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(temporary, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, epoch: int, means: Mapping[str, float]) -> None:
         """Append one line and redraw the figure."""

@@ -1,7 +1,6 @@
 """What a method shows of itself at a few moments of a run: arrays in the fold folder, and a picture of them."""
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from nnunet_semicon.files import replacing
 from nnunet_semicon.methods.base import Show
 from nnunet_semicon.pictures import pseudo_labels, self_pacing
 
@@ -50,12 +50,11 @@ class Snapshots:
         folder = self.fold_folder / FOLDER
         folder.mkdir(exist_ok=True)
         path = folder / f"{self.name}_epoch{finished_epochs:04d}.npz"
-        temporary = path.with_suffix(".tmp.npz")
         content: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-        np.savez_compressed(temporary, **content)
-        os.replace(temporary, path)
+        with replacing(path) as (temporary,), temporary.open("wb") as kept:  # to a path numpy would add `.npz`
+            np.savez_compressed(kept, **content)
         file, draw = PICTURES[self.name]
-        draw([(epoch, dict(np.load(kept))) for epoch, kept in self._files()], self.fold_folder / file)
+        draw([(epoch, dict(np.load(moment))) for epoch, moment in self._files()], self.fold_folder / file)
 
     def _files(self) -> list[tuple[int, Path]]:
         """Return finished epochs and file of each moment, in order."""
