@@ -78,7 +78,7 @@ def read_task(args: argparse.Namespace) -> Task:
     Raises:
         UserError: a variable is not set, or there are no plans.
     """
-    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder
+    from nnunet_semicon.workspace import dataset_name, preprocessed_folder
 
     folder = Path(preprocessed_folder()) / dataset_name(args.d)
     plans_file = folder / f"{args.p}.json"

@@ -37,7 +37,7 @@ def commands(dataset: str, fold: int, device: str) -> list[list[str]]:
 
 def execute(args: argparse.Namespace) -> None:
     """Run everything and write the JSON file."""
-    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder, results_folder
+    from nnunet_semicon.workspace import dataset_name, preprocessed_folder, results_folder
 
     name = dataset_name(args.d)
     preprocessed = Path(preprocessed_folder()) / name

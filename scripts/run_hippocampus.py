@@ -163,7 +163,7 @@ def find_task(args: argparse.Namespace) -> Task:
     Raises:
         UserError: a variable, the plans or the preprocessed data are missing.
     """
-    from nnunet_semicon.cli.common import dataset_name, preprocessed_folder, raw_folder
+    from nnunet_semicon.workspace import dataset_name, preprocessed_folder, raw_folder
 
     raw_folder()
     base = Path(preprocessed_folder())

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_semicon.catalogue import list_settings
 from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings, refuse_overlap
 from nnunet_semicon.cli.main import main
-from nnunet_semicon.cli.settings import MOST_CONFIGURATIONS, list_settings, variants_of
+from nnunet_semicon.cli.settings import MOST_CONFIGURATIONS, variants_of
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.plans import (
     add_configuration,

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from nnunet_semicon import autoload
-from nnunet_semicon.cli import check_installation
-from nnunet_semicon.cli.check_dataset import check_dataset
-from nnunet_semicon.cli.findings import survived
+from nnunet_semicon.checks import installation
+from nnunet_semicon.checks.dataset import check_dataset
+from nnunet_semicon.checks.findings import survived
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.data.splits import make_splits
 from tests.tiny import case_name, read_json, write_json
@@ -125,17 +125,17 @@ def test_print_export_is_one_line_for_a_shell_and_keeps_the_users_folders(monkey
 @pytest.mark.parametrize(
     ("check", "version", "status"),
     [
-        (check_installation.check_nnunet_version, "2.8.1", "ok"),
-        (check_installation.check_nnunet_version, "2.8.10", "ok"),
-        (check_installation.check_nnunet_version, "2.8", "problem"),
-        (check_installation.check_nnunet_version, "2.9.0", "problem"),
-        (check_installation.check_nnunet_version, "3.0", "problem"),
-        (check_installation.check_nnunet_version, None, "problem"),
-        (check_installation.check_torch_version, "2.5.0+cpu", "ok"),
-        (check_installation.check_torch_version, "2.15.0", "ok"),
-        (check_installation.check_torch_version, "2.4.1", "problem"),
-        (check_installation.check_torch_version, "2.9.1+cu128", "problem"),
-        (check_installation.check_torch_version, None, "problem"),
+        (installation.check_nnunet_version, "2.8.1", "ok"),
+        (installation.check_nnunet_version, "2.8.10", "ok"),
+        (installation.check_nnunet_version, "2.8", "problem"),
+        (installation.check_nnunet_version, "2.9.0", "problem"),
+        (installation.check_nnunet_version, "3.0", "problem"),
+        (installation.check_nnunet_version, None, "problem"),
+        (installation.check_torch_version, "2.5.0+cpu", "ok"),
+        (installation.check_torch_version, "2.15.0", "ok"),
+        (installation.check_torch_version, "2.4.1", "problem"),
+        (installation.check_torch_version, "2.9.1+cu128", "problem"),
+        (installation.check_torch_version, None, "problem"),
     ],
 )
 def test_versions(check, version, status):
@@ -149,20 +149,20 @@ def test_torchvision_that_does_not_fit_is_reported_with_its_own_words(monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
-    text = the_problem(check_installation.check_torchvision())
+    text = the_problem(installation.check_torchvision())
     assert "RuntimeError: operator torchvision::nms does not exist)" in text
     assert "pip install --force-reinstall torch torchvision" in text
 
 
 def test_torchvision_of_this_environment_works():
-    assert [status for status, _ in findings(check_installation.check_torchvision())] == ["ok"]
+    assert [status for status, _ in findings(installation.check_torchvision())] == ["ok"]
 
 
 def test_variables_must_name_folders(monkeypatch, tmp_path):
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "nowhere"))
     monkeypatch.setenv("nnUNet_results", "")
-    (raw, preprocessed, results) = findings(check_installation.check_variables())
+    (raw, preprocessed, results) = findings(installation.check_variables())
     assert raw == ("ok", f"nnUNet_raw={tmp_path} -> ")
     assert preprocessed[0] == results[0] == "problem"
     assert f"mkdir -p {tmp_path / 'nowhere'}" in preprocessed[1]
@@ -173,7 +173,7 @@ def test_variables_must_name_writable_folders(monkeypatch, tmp_path):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    assert [status for status, _ in findings(check_installation.check_variables())] == ["note", "problem", "problem"]
+    assert [status for status, _ in findings(installation.check_variables())] == ["note", "problem", "problem"]
 
 
 # --- discovery ---------------------------------------------------------------------------------------------------
@@ -188,31 +188,29 @@ def with_user_folder(monkeypatch, tmp_path, code):
 def test_the_switch_is_named(monkeypatch):
     monkeypatch.setenv(autoload.SWITCH, "off")
     monkeypatch.delenv(autoload.VARIABLE, raising=False)
-    assert "NNUNET_SEMICON_AUTOLOAD=off turns it off" in the_problem(check_installation.check_discovery())
+    assert "NNUNET_SEMICON_AUTOLOAD=off turns it off" in the_problem(installation.check_discovery())
     assert autoload.VARIABLE not in os.environ
 
 
 def test_a_broken_trainer_of_the_user_is_named(monkeypatch, tmp_path):
     with_user_folder(monkeypatch, tmp_path, "import a_package_that_is_not_there")
-    text = the_problem(check_installation.check_discovery())
+    text = the_problem(installation.check_discovery())
     assert "a_package_that_is_not_there" in text
     assert "otherwise run `pip install .` in a clone" in text
     assert "nnunet-semicon" not in text, "it is not on the package index"
-    assert any(
-        f"{tmp_path / 'gone'}, which does not exist" in text for text in notes(check_installation.check_discovery())
-    )
+    assert any(f"{tmp_path / 'gone'}, which does not exist" in text for text in notes(installation.check_discovery()))
 
 
 def test_a_trainer_that_hides_ours_is_named(monkeypatch, tmp_path):
     code = "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
     with_user_folder(monkeypatch, tmp_path, code + "class nnUNetTrainerSPCon(nnUNetTrainer):\n    pass")
-    assert "another nnUNetTrainerSPCon, from mine" in the_problem(check_installation.check_discovery())
+    assert "another nnUNetTrainerSPCon, from mine" in the_problem(installation.check_discovery())
 
 
 def test_the_checks_leave_the_variable_alone(monkeypatch, tmp_path):
     with_user_folder(monkeypatch, tmp_path, "")
     before = os.environ[autoload.VARIABLE]
-    list(check_installation.check_discovery())
+    list(installation.check_discovery())
     assert os.environ[autoload.VARIABLE] == before
 
 

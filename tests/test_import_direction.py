@@ -49,6 +49,7 @@ TABLE = {
             "threadpoolctl",
             "torch",
             "tqdm",
+            "SimpleITK",
         },
     ),
     # A method is never built from another one: of its own folder only the base and shared parts.
@@ -69,7 +70,7 @@ TABLE = {
         libraries={"numpy", "torch"},
         itself=False,
     ),
-    "pictures": Rule(libraries={"matplotlib", "numpy"}),
+    "pictures": Rule(ours={"files", "meta_labels"}, libraries={"matplotlib", "numpy"}),
     "training": Rule(
         ours={
             "files",
@@ -87,9 +88,28 @@ TABLE = {
     "sweep": Rule(
         ours={"commands", "configuration", "files"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}
     ),
+    "workspace": Rule(ours={"configuration", "data", "files"}, libraries={"nnunetv2"}),
+    "catalogue": Rule(ours={"configuration", "trainers", "training"}, libraries={"nnunetv2"}),
+    "checks": Rule(
+        ours={
+            "autoload",
+            "catalogue",
+            "configuration",
+            "data",
+            "files",
+            "meta_labels",
+            "sweep.weights",
+            "workspace",
+        },
+        libraries={"nnunetv2"},
+    ),
+    "inference": Rule(
+        ours={"data", "evaluation", "files", "training.checkpoint", "workspace"}, libraries={"nnunetv2", "torch"}
+    ),
     "demo": Rule(ours={"commands"}, libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
     "evaluation": Rule(libraries={"nnunetv2", "numpy", "scipy"}),
-    "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),
+    # A command is never built from another one: of their folder only what several of them need.
+    "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}, itself=False),
 }
 
 MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))
@@ -164,7 +184,7 @@ def test_imports_follow_the_table(module):
         ("trainers", "from nnunet_semicon.cli.main import main", ["nnunet_semicon.cli.main"]),
         (
             "cli.x",
-            "import torch, SimpleITK\nfrom nnunet_semicon.cli.common import a\nimport nnunet_semicon.data.loader",
+            "import torch, SimpleITK\nfrom nnunet_semicon.workspace import a\nimport nnunet_semicon.data.loader",
             [],
         ),
         ("__init__", "import torch", ["torch"]),

@@ -12,7 +12,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_semicon.cli.check_dataset import check_dataset
+from nnunet_semicon.checks.dataset import check_dataset
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.data.meta import FILE, extract, patients, training_table
 from nnunet_semicon.data.splits import labeled_cases

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_semicon.cli.check_weights import check_weights
-from nnunet_semicon.cli.findings import survived
+from nnunet_semicon.checks.findings import survived
+from nnunet_semicon.checks.weights import check_weights
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.cli.settings import variants_of
 from nnunet_semicon.errors import UserError

@@ -14,10 +14,10 @@ from nnunet_semicon.errors import UserError, listing, nearest
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    from nnunet_semicon.cli.place import Place
     from nnunet_semicon.sweep.cells import Cell
     from nnunet_semicon.sweep.file import Stage, Sweep
     from nnunet_semicon.sweep.plan import Plan
+    from nnunet_semicon.workspace import Place
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,13 @@ def prepare(args: argparse.Namespace) -> "tuple[Plan, list[str]]":
     Raises:
         UserError: anything is wrong; then nothing is written.
     """
-    from nnunet_semicon.cli.common import results_folder
-    from nnunet_semicon.cli.place import find_plans
     from nnunet_semicon.cli.settings import MOST_CONFIGURATIONS, variants_of
     from nnunet_semicon.configuration.plans import read_plans, write_plans
     from nnunet_semicon.sweep.cells import make_cells
     from nnunet_semicon.sweep.file import read_sweep
     from nnunet_semicon.sweep.locks import exclusive
     from nnunet_semicon.sweep.plan import Plan
+    from nnunet_semicon.workspace import find_plans, results_folder
 
     sweep = read_sweep(args.file)
     results = Path(results_folder()).absolute()
@@ -99,6 +98,7 @@ def _check_stage(stage: "Stage", place: "Place") -> Checked:
     Raises:
         UserError: one of them is wrong.
     """
+    from nnunet_semicon.catalogue import find_any_trainer
     from nnunet_semicon.cli.key_values import refuse_overlap
     from nnunet_semicon.cli.settings import read_values
     from nnunet_semicon.configuration.plans import BATCH_SIZE, inherited_block, refuse_unknown
@@ -124,34 +124,6 @@ def _check_stage(stage: "Stage", place: "Place") -> Checked:
 def _as_text(value: Any) -> str:
     """Return a value as it is typed after ``--set``: YAML takes 1e-3 for a text, which it is not there."""
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def find_any_trainer(name: str) -> "type[nnUNetTrainer]":
-    """Return a trainer of ours, of nnU-Net, or of the user.
-
-    Raises:
-        UserError: nnU-Net finds none of that name.
-    """
-    import io
-    from contextlib import redirect_stdout
-
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    from nnunet_semicon import trainers
-    from nnunet_semicon.cli.trainers import find_trainer
-
-    if name in trainers.__all__:
-        return find_trainer(name)
-    try:
-        with redirect_stdout(io.StringIO()):
-            found: type[nnUNetTrainer] = recursive_find_trainer_class_by_name(name)
-    except (AssertionError, RuntimeError):
-        known = ["nnUNetTrainer", *trainers.__all__]
-        raise UserError(
-            f"nnU-Net finds no trainer '{name}'{nearest(name, known)}; ours are "
-            f"{listing(trainers.__all__, at_most=99)}, its own nnUNetTrainer and its variants"
-        ) from None
-    return found
 
 
 def _is_pretraining(trainer: "type[nnUNetTrainer]") -> bool:
@@ -254,11 +226,11 @@ def _check_weights(
     Raises:
         UserError: names the first difference.
     """
-    from nnunet_semicon.cli.check_dataset import read_json
+    from nnunet_semicon.files import read_object_or_none
     from nnunet_semicon.sweep.weights import Network, misfit, network_in, network_of
 
     description = os.path.join(place.preprocessed, "dataset.json")
-    dataset_json = read_json(description)
+    dataset_json = read_object_or_none(description)
     networks: dict[str, Network] = {}
 
     def network(stage: "Stage") -> Network:

@@ -7,9 +7,25 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nnunet_semicon.cli.key_values import nested, parse_seeds, refuse_overlap
-from nnunet_semicon.cli.place import DEFAULT_PLANS, Place, all_cases, find_plans
 from nnunet_semicon.cli.settings import read_values, refuse_replacing, variants_of
+from nnunet_semicon.cli.tables import aligned
+from nnunet_semicon.configuration.config import BLOCK, RunConfig, keys_of
+from nnunet_semicon.configuration.plans import (
+    BATCH_SIZE,
+    INHERITS,
+    add_configuration,
+    in_words,
+    our_configurations,
+    refuse_cascade,
+    remove_configurations,
+    select_ours,
+    values_of,
+    write_plans,
+)
+from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
+from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.workspace import DEFAULT_PLANS, Place, all_cases, find_plans
 
 EXAMPLE = """examples:
   semicon configure -d 027                                                     # list the configurations of ours
@@ -122,8 +138,7 @@ def action_of(args: argparse.Namespace) -> str:
 
 def add(args: argparse.Namespace, place: Place) -> None:
     """Write the configuration(s) and print the training command(s)."""
-    from nnunet_semicon.cli.trainers import find_trainer
-    from nnunet_semicon.configuration.plans import add_configuration, write_plans
+    from nnunet_semicon.catalogue import find_trainer
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
     values, grid = read_values(args, place)
@@ -169,8 +184,6 @@ def print_notes(
 ) -> None:
     """Say what is easily overlooked: keys the trainer does not use, copies in children, results of earlier values."""
     from nnunet_semicon import trainers
-    from nnunet_semicon.configuration.config import RunConfig, keys_of
-    from nnunet_semicon.configuration.plans import BATCH_SIZE, INHERITS
 
     used = {BATCH_SIZE, *keys_of(RunConfig), *keys_of(trainer.method_class.Config)}
     for key in settings:
@@ -200,9 +213,6 @@ def result_folders(place: Place, names: Collection[str]) -> list[str]:
 
 def print_list(args: argparse.Namespace, place: Place) -> None:
     """Print the configurations of ours with what they set."""
-    from nnunet_semicon.cli.tables import aligned
-    from nnunet_semicon.configuration.plans import our_configurations
-
     names = our_configurations(place.configurations)
     if names:
         rows = [describe(name, place.configurations[name]) for name in names]
@@ -217,17 +227,11 @@ def print_list(args: argparse.Namespace, place: Place) -> None:
 
 def describe(name: str, configuration: Mapping[str, Any]) -> list[str]:
     """Return name, parent and settings (as ``--set`` takes them) of one of our configurations."""
-    from nnunet_semicon.cli.trainers import in_words
-    from nnunet_semicon.configuration.plans import INHERITS, values_of
-
     return [name, configuration[INHERITS], in_words(values_of(configuration)) or "nothing"]
 
 
 def delete(args: argparse.Namespace, place: Place) -> None:
     """Remove configurations of ours from the plans file; data and results stay."""
-    from nnunet_semicon.cli.tables import aligned
-    from nnunet_semicon.configuration.plans import remove_configurations, select_ours, write_plans
-
     names = select_ours(place.plans, args.delete)
     write_plans(remove_configurations(place.plans, names), place.path)
     print(f"deleted from {args.p}.json of {place.dataset}:")
@@ -240,11 +244,7 @@ def show(args: argparse.Namespace, place: Place) -> None:
     """Print every hyper-parameter that a run would have, with its reason; nothing is written."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_semicon.cli.trainers import find_trainer
-    from nnunet_semicon.configuration.config import BLOCK
-    from nnunet_semicon.configuration.plans import add_configuration, refuse_cascade
-    from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
-    from nnunet_semicon.data.meta import training_table
+    from nnunet_semicon.catalogue import find_trainer
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
     device = args.device or DEFAULT_DEVICE

@@ -3,17 +3,14 @@
 import argparse
 from collections.abc import Callable, Iterator
 
-from nnunet_semicon.cli.check_dataset import check_dataset
-from nnunet_semicon.cli.check_installation import (
+from nnunet_semicon.checks.findings import Finding, once, survived
+from nnunet_semicon.checks.installation import (
     check_devices,
     check_discovery,
     check_installation,
     check_variables,
     export_line,
 )
-from nnunet_semicon.cli.check_weights import check_weights
-from nnunet_semicon.cli.findings import Finding, once, survived
-from nnunet_semicon.cli.place import DEFAULT_PLANS
 from nnunet_semicon.errors import UserError
 
 
@@ -47,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
         "devices": check_devices,
     }
     if args.d is not None:
-        sections[f"dataset {args.d}"] = lambda: check_dataset(args.d)
+        sections[f"dataset {args.d}"] = lambda: _check_dataset(args)
     if args.weights is not None:
         if args.d is None or args.c is None:
             raise UserError("--weights needs -d DATASET and -c CONFIGURATION, which the training would have")
-        sections["weights"] = lambda: check_weights(args.d, args.p or DEFAULT_PLANS, args.c, args.weights)
+        sections["weights"] = lambda: _check_weights(args)
     elif args.c is not None or args.p is not None:
         raise UserError("-c and -p are for --weights FILE; without it, all configurations are checked: leave them out")
     problems = 0
@@ -64,3 +61,20 @@ def run(args: argparse.Namespace) -> int:
             problems += finding.status == "problem"
     print("no problem" if problems == 0 else f"{problems} problem{'s' * (problems > 1)}")
     return 1 if problems else 0
+
+
+# The checks of a dataset load torch and nnU-Net. They are imported where an exception is reported as a finding, so that
+# a broken installation keeps nothing else from being printed.
+
+
+def _check_dataset(args: argparse.Namespace) -> Iterator[Finding]:
+    from nnunet_semicon.checks.dataset import check_dataset
+
+    yield from check_dataset(args.d)
+
+
+def _check_weights(args: argparse.Namespace) -> Iterator[Finding]:
+    from nnunet_semicon.checks.weights import check_weights
+    from nnunet_semicon.workspace import DEFAULT_PLANS
+
+    yield from check_weights(args.d, args.p or DEFAULT_PLANS, args.c, args.weights)

@@ -87,7 +87,6 @@ def _tolerance(metrics: list[str]) -> float | None:
 
 
 def _sources(args: argparse.Namespace) -> list["Source"]:
-    from nnunet_semicon.cli.common import preprocessed_folder
     from nnunet_semicon.evaluation.folders import (
         SUMMARY,
         VALIDATION,
@@ -97,13 +96,14 @@ def _sources(args: argparse.Namespace) -> list["Source"]:
         is_results_folder,
         validated_folds,
     )
+    from nnunet_semicon.workspace import preprocessed_folder
 
     if not args.predictions.is_dir():
         raise UserError(
             f"{args.predictions} is no folder: expected one with segmentations, or a result folder of nnU-Net"
         )
     if args.pseudo_labels:
-        from nnunet_semicon.cli.pseudo_labels import predict
+        from nnunet_semicon.inference.pseudo_labels import predict
 
         return [predict(args.predictions, args.checkpoint, args.weights, args.device, args.np)]
     if args.references is not None:

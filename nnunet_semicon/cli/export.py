@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2.utilities.file_path_utilities import get_output_folder
 
     from nnunet_semicon import trainers
-    from nnunet_semicon.cli.common import dataset_name, results_folder
+    from nnunet_semicon.workspace import dataset_name, results_folder
 
     trainer = getattr(trainers, args.tr, None)
     if trainer is not None and trainer.method_class.needs.stage == "pretrain":

@@ -5,20 +5,23 @@ import csv
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from os.path import exists, isdir, isfile, join
+from os.path import exists, isdir, join
 from typing import TYPE_CHECKING
 
-from nnunet_semicon.cli.common import find_folders, read_object
-from nnunet_semicon.cli.place import DEFAULT_PLANS, no_such_plans, plans_in
+from nnunet_semicon.cli.tables import aligned
+from nnunet_semicon.configuration import rules
+from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
+from nnunet_semicon.data.headers import Header, read_headers
+from nnunet_semicon.data.meta import Extracted, extract, write_table
+from nnunet_semicon.data.splits import labeled_cases
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.files import explain_unwritable, write_text
+from nnunet_semicon.files import explain_unwritable, read_object, write_text
+from nnunet_semicon.meta_labels.position import is_backward
+from nnunet_semicon.meta_labels.table import MetaTable
+from nnunet_semicon.workspace import DEFAULT_PLANS, find_any_plans, find_folders, image_files, unlabeled_cases
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_semicon.data.meta import Extracted
-    from nnunet_semicon.meta_labels.table import MetaTable
 
 NOTES = """example:
   semicon meta -d 027 --patient-pattern '(patient[0-9]+)_' --figure
@@ -26,7 +29,6 @@ NOTES = """example:
 The table is written to meta_table.json in the preprocessed folder, where trainings read it. A file meta_labels.csv or
 meta_labels.json in the raw dataset folder adds columns: one row per case, the column 'case' and any others."""
 
-HEADER_FIELDS = ("descrip", "intent_name", "aux_file", "db_name")  # texts in a NIfTI header that may hold a category
 FIGURE = "meta_labels.png"
 FIRST_ROWS = 5
 EXAMPLES = 3
@@ -58,11 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table and write it."""
-    from nnunet_semicon.data.meta import extract, write_table
-    from nnunet_semicon.data.splits import labeled_cases
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     raw, preprocessed = find_folders(args.d)
-    plans = find_any_plans(preprocessed, args.p)
+    content = find_any_plans(preprocessed, args.p)
+    plans = None if content is None else PlansManager(content)
     figure = _figure_path(args.figure, raw, preprocessed)
     if args.out is not None and exists(args.out):  # it may be somebody's own table
         raise UserError(f"--out {args.out} exists: remove it or choose another name")
@@ -110,97 +112,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-# --- what there is -----------------------------------------------------------------------------------------------
-
-
-def unlabeled_cases(raw: str, preprocessed: str) -> list[str]:
-    """Return the cases of ``imagesUn``, sorted; without a raw dataset those that were preprocessed.
-
-    Raises:
-        UserError: ``imagesUn`` holds something that is no case.
-    """
-    from nnunet_semicon.data.images_un import scan_images_un
-    from nnunet_semicon.data.unlabeled import MANIFEST, unlabeled_folder
-
-    if isdir(raw):
-        return list(scan_images_un(raw, read_object(join(raw, "dataset.json"))))
-    suffix = os.path.basename(unlabeled_folder(preprocessed, ""))
-    folders = [name for name in os.listdir(preprocessed) if name.endswith(suffix)]
-    manifests = [join(preprocessed, name, MANIFEST) for name in folders]
-    return sorted({case for path in manifests if isfile(path) for case in read_object(path)["cases"]})
-
-
-def image_files(raw: str) -> dict[str, list[str]]:
-    """Return the channel files of every case of ``imagesTr`` and ``imagesUn``; empty without a raw dataset."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    from nnunet_semicon.data.images_un import scan_images_un
-
-    if not isdir(raw):
-        return {}
-    dataset_json = read_object(join(raw, "dataset.json"))
-    unlabeled = scan_images_un(raw, dataset_json)
-    if "dataset" not in dataset_json and not isdir(join(raw, "imagesTr")):
-        return unlabeled
-    labeled = get_filenames_of_train_images_and_targets(raw, dataset_json)
-    return {case: list(files["images"]) for case, files in labeled.items()} | unlabeled
-
-
-def find_any_plans(preprocessed: str, name: str | None) -> "PlansManager | None":
-    """Return the plans of a name; without one nnU-Net's default plans, or the only ones; None if nothing is planned.
-
-    Raises:
-        UserError: There are none of that name, several to choose from, or they cannot be read.
-    """
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_semicon.configuration.plans import read_plans
-
-    path = join(preprocessed, f"{name or DEFAULT_PLANS}.json")
-    if name is None and not isfile(path):
-        there = plans_in(preprocessed)
-        if not there:
-            return None
-        if len(there) == 1:
-            path = join(preprocessed, f"{there[0]}.json")
-    if not isfile(path):
-        raise UserError(no_such_plans(path))
-    return PlansManager(read_plans(path))
-
-
-@dataclass(frozen=True)
-class Header:
-    """What is read of an image's header: its text fields, and ``GetDirection()`` (row-major cosines, LPS)."""
-
-    fields: dict[str, str]
-    direction: tuple[float, ...]
-
-
-def read_headers(files: Mapping[str, str]) -> dict[str, Header]:
-    """Return case -> header of the NIfTI files among ``files`` (case -> path); one that cannot be read is left out."""
-    import SimpleITK
-    from tqdm import tqdm
-
-    nifti = {case: path for case, path in files.items() if path.endswith((".nii", ".nii.gz"))}
-    headers = {}
-    for case, path in tqdm(nifti.items(), desc="image headers", unit="file", leave=False, delay=1):
-        reader = SimpleITK.ImageFileReader()
-        reader.SetFileName(path)
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:  # preprocessing names such a file; the table does not depend on it
-            continue
-        fields = {name: reader.GetMetaData(name) if reader.HasMetaDataKey(name) else "" for name in HEADER_FIELDS}
-        headers[case] = Header(fields, reader.GetDirection())
-    return headers
-
-
 # --- what is printed ---------------------------------------------------------------------------------------------
 
 
-def _describe(table: "MetaTable") -> str:
-    from nnunet_semicon.cli.tables import aligned
-
+def _describe(table: MetaTable) -> str:
     rows = [["column", "values", "unknown", "label", "from", "examples"]]
     for name, column in table.columns.items():
         counts = [f"{value} ({n})" for value, n in list(column.counts().items())[:EXAMPLES]]
@@ -214,10 +129,6 @@ def _describe(table: "MetaTable") -> str:
 
 def _describe_position(plans: "PlansManager | None", preprocessed: str) -> list[str]:
     """Say how many partitions every configuration has, and why."""
-    from nnunet_semicon.cli.tables import aligned
-    from nnunet_semicon.configuration import rules
-    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
-
     if plans is None:
         return ["its partitions follow from nnU-Net's plans, which are not there yet"]
     lines = [rules.slice_axis(plans.transpose_forward).reason]
@@ -236,8 +147,6 @@ def _describe_position(plans: "PlansManager | None", preprocessed: str) -> list[
 
 def _describe_orientation(plans: "PlansManager | None", headers: Mapping[str, Header]) -> list[str]:
     """Say how many files store their slices the other way around."""
-    from nnunet_semicon.meta_labels.position import is_backward
-
     if not headers or (plans is not None and "Reorient" in plans.plans["image_reader_writer"]):
         return []
     axis = 0 if plans is None else plans.transpose_forward[0]
@@ -250,16 +159,14 @@ def _describe_orientation(plans: "PlansManager | None", headers: Mapping[str, He
     ]
 
 
-def _first_rows(table: "MetaTable") -> str:
-    from nnunet_semicon.cli.tables import aligned
-
+def _first_rows(table: MetaTable) -> str:
     rows = [["case", *table.columns]]
     for case, row in list(table.rows().items())[:FIRST_ROWS]:
         rows.append([_cut(case), *(_cut(value) if value is not None else "?" for value in row.values())])
     return aligned(rows)
 
 
-def _notes(extracted: "Extracted", images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
+def _notes(extracted: Extracted, images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:
     if not images:
         return [*extracted.notes, "no raw dataset: names alone, neither a user's table nor image headers"]
     without = sum(case not in images for case in cases)
@@ -270,7 +177,7 @@ def _cut(text: str, width: int = WIDEST) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
-def _as_csv(table: "MetaTable") -> str:
+def _as_csv(table: MetaTable) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["case", *table.columns])
@@ -303,7 +210,7 @@ def _require_folder(option: str, path: str) -> None:
 
 def _draw(
     path: str,
-    table: "MetaTable",
+    table: MetaTable,
     images: Mapping[str, list[str]],
     plans: "PlansManager | None",
     preprocessed: str,
@@ -311,8 +218,7 @@ def _draw(
 ) -> None:
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    from nnunet_semicon.cli.meta_figure import ScanReader, draw
-    from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
+    from nnunet_semicon.pictures.meta_labels import ScanReader, draw
 
     with_image = [case for case in table.cases if case in images]
     if not with_image:

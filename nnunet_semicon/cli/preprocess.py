@@ -6,19 +6,21 @@ import sys
 from os.path import isdir, join
 from typing import TYPE_CHECKING
 
+from nnunet_semicon.data.images_un import FOLDER, scan_images_un
+from nnunet_semicon.data.unlabeled import dataset_option, plans_option
 from nnunet_semicon.errors import UserError, nearest
+from nnunet_semicon.files import read_object
+from nnunet_semicon.workspace import DEFAULT_PLANS, Place, find_plans, raw_folder
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from nnunet_semicon.cli.place import Place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments; they are called as in nnU-Net."""
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset: 4, 004 or Dataset004_Name")
     parser.add_argument("-c", required=True, nargs="+", metavar="CONFIGURATION", help="for example 2d 3d_fullres")
-    parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
+    parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="plans identifier (default: %(default)s)")
     parser.add_argument(
         "-np", type=int, metavar="N", help="worker processes (default: 8 for 2d and 3d_lowres, otherwise 4)"
     )
@@ -29,10 +31,7 @@ def run(args: argparse.Namespace) -> int:
     """Preprocess; returns 1 if a case failed (the others are finished)."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_semicon.cli.common import read_object
-    from nnunet_semicon.cli.place import find_plans
     from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
-    from nnunet_semicon.data.unlabeled import dataset_option, plans_option
 
     if args.np is not None and args.np < 1:
         raise UserError(f"-np {args.np}: expected a number of processes >= 1")
@@ -65,9 +64,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _require_raw(place: "Place") -> None:
-    from nnunet_semicon.cli.common import raw_folder
-
+def _require_raw(place: Place) -> None:
     root = raw_folder()
     if not isdir(place.raw):
         known = [entry for entry in os.listdir(root) if entry.startswith("Dataset")]
@@ -78,8 +75,6 @@ def _require_raw(place: "Place") -> None:
 
 
 def _require_images_un(raw: str, dataset_json: dict) -> None:
-    from nnunet_semicon.data.images_un import FOLDER, scan_images_un
-
     folder = join(raw, FOLDER)
     images = scan_images_un(raw, dataset_json)  # first: a folder with a similar name is the likelier mistake
     if not isdir(folder):
@@ -96,8 +91,6 @@ def _require_images_un(raw: str, dataset_json: dict) -> None:
 
 
 def _check_configuration(base: str, plans_manager: "PlansManager", name: str, plans: str) -> None:
-    from nnunet_semicon.data.unlabeled import dataset_option
-
     known = plans_manager.available_configurations
     if name not in known:
         raise UserError(

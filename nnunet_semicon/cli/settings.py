@@ -4,13 +4,13 @@ import argparse
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 from nnunet_semicon.cli.key_values import nested, parse_grid, parse_settings
-from nnunet_semicon.cli.place import Place, label_columns
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.workspace import Place, label_columns
 
 MOST_CONFIGURATIONS = 500  # of one command
 
@@ -21,6 +21,7 @@ def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any],
     Raises:
         UserError: an unknown parent, an unknown key, or a value that is not allowed.
     """
+    from nnunet_semicon.catalogue import check_values, config_classes, list_settings
     from nnunet_semicon.configuration.config import BLOCK
     from nnunet_semicon.configuration.plans import inherited_block, refuse_unknown
 
@@ -37,41 +38,6 @@ def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any],
     for block in varied:
         check_values(block, "--grid", columns)
     return values, grid
-
-
-def config_classes() -> list[type]:
-    """Return the config dataclasses of the run and of every method in the catalogue."""
-    from nnunet_semicon import trainers
-    from nnunet_semicon.configuration.config import RunConfig
-
-    return [RunConfig, *(getattr(trainers, name).method_class.Config for name in trainers.__all__)]
-
-
-def list_settings(classes: Iterable[type]) -> set[str]:
-    """Return the keys of config dataclasses whose value is a list."""
-    from nnunet_semicon.configuration.config import default_of, keys_of
-
-    return {key for c in classes for key, f in keys_of(c).items() if isinstance(default_of(f), list | tuple)}
-
-
-def check_values(settings: Mapping[str, Any], where: str, columns: Mapping[str, str | None]) -> None:
-    """Refuse keys that no trainer knows, values of the wrong type and values outside their documented range.
-
-    Args:
-        settings: as in a ``semicon`` block; nnU-Net's own ``batch_size`` too.
-        where: where they come from, for messages.
-        columns: see :func:`label_columns`.
-    """
-    from nnunet_semicon.configuration.config import check_keys, resolve
-    from nnunet_semicon.configuration.plans import BATCH_SIZE
-    from nnunet_semicon.training.configured_trainer import known_keys
-
-    check_keys(settings, {*known_keys(), BATCH_SIZE}, where)
-    batch_size = settings.get(BATCH_SIZE, 1)
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise UserError(f"'batch_size' in {where} is {batch_size!r}, expected a whole number of at least 1")
-    for config in config_classes():
-        resolve(config, settings, where, columns)
 
 
 def variants_of(

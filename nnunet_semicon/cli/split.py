@@ -4,7 +4,11 @@ import argparse
 from collections.abc import Mapping
 from os.path import isdir
 
+from nnunet_semicon.cli.tables import aligned
+from nnunet_semicon.data.meta import patients
+from nnunet_semicon.data.splits import UNLABELED, count, labeled_cases, make_splits, split_files, write_splits
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.workspace import find_folders
 
 NOTES = """example:
   semicon split -d 027 --labeled 4 --by patient
@@ -31,10 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write ``splits_final.json`` and print what each fold holds."""
-    from nnunet_semicon.cli.common import find_folders
-    from nnunet_semicon.data.meta import patients
-    from nnunet_semicon.data.splits import labeled_cases, make_splits, split_files, write_splits
-
     raw, preprocessed = find_folders(args.d)
     if not isdir(preprocessed):
         raise UserError(
@@ -56,18 +56,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _table(splits: list[dict[str, list[str]]], patient_of: Mapping[str, str]) -> str:
     """Return one line per fold: how many cases, and of how many patients where that differs."""
-    from nnunet_semicon.data.splits import UNLABELED
-
     rows = [["fold", "labeled", "unlabeled", "validation"]]
     for number, fold in enumerate(splits):
         rows.append([str(number), *(count(fold[key], patient_of) for key in ("train", UNLABELED, "val"))])
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def count(cases: list[str], patient_of: Mapping[str, str]) -> str:
-    """Return ``'8 (4 patients)'``, or ``'8'`` where every case is a patient of its own."""
-    patients = len({patient_of[case] for case in cases})
-    return str(len(cases)) if patients == len(cases) else f"{len(cases)} ({patients} patient{'s' * (patients != 1)})"
+    return aligned(rows)

@@ -1,17 +1,15 @@
 """``semicon trainers``: every trainer with one line, what it needs and what it costs."""
 
 import argparse
-import json
-from collections.abc import Mapping
 from dataclasses import Field
 from typing import TYPE_CHECKING, Any
 
 from nnunet_semicon.cli.tables import aligned
-from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.configuration.config import RunConfig, default_of, keys_of
+from nnunet_semicon.configuration.plans import in_words
 
 if TYPE_CHECKING:
     from nnunet_semicon.methods.base import Needs
-    from nnunet_semicon.training.semi_trainer import SemiTrainer
 
 EXAMPLE = """example:
   semicon trainers
@@ -36,25 +34,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def find_trainer(name: str) -> "type[SemiTrainer]":
-    """Return a trainer of the catalogue.
-
-    Raises:
-        UserError: there is none of that name; says the nearest.
-    """
-    from nnunet_semicon import trainers
-
-    if name not in trainers.__all__:
-        raise UserError(
-            f"no trainer '{name}' in this package{nearest(name, trainers.__all__)}; "
-            f"known are {listing(trainers.__all__, at_most=99)}"
-        )
-    trainer: type[SemiTrainer] = getattr(trainers, name)
-    return trainer
-
-
 def summary(name: str) -> str:
     """Return what a trainer does, needs and costs, in a few lines."""
+    from nnunet_semicon.catalogue import find_trainer
+
     trainer = find_trainer(name)
     method = trainer.method_class
     rows = [
@@ -88,7 +71,7 @@ def how_rows_are_spent(needs: "Needs") -> str:
 
 def hyper_parameters(name: str) -> str:
     """Return every hyper-parameter of a trainer: default, range or choices, meaning, source."""
-    from nnunet_semicon.configuration.config import RunConfig, default_of, keys_of
+    from nnunet_semicon.catalogue import find_trainer
 
     trainer = find_trainer(name)
     settings = {**keys_of(trainer.method_class.Config), **keys_of(RunConfig)}
@@ -106,8 +89,6 @@ def _row(key: str, default: Any, config_field: "Field[Any]") -> list[str]:
 
 def allowed(config_field: "Field[Any]") -> str:
     """Return the range or the choices of a setting, in words."""
-    from nnunet_semicon.configuration.config import default_of
-
     low, high, choices = (config_field.metadata[key] for key in ("low", "high", "choices"))
     if choices:
         return ", ".join(choices)
@@ -118,10 +99,3 @@ def allowed(config_field: "Field[Any]") -> str:
     if low is not None:
         return f"at least {low:g}"
     return "any" if high is None else f"at most {high:g}"
-
-
-def in_words(value: Any) -> str:
-    """Return a value as ``--set`` takes it; an object as ``key=value`` words."""
-    if isinstance(value, Mapping):
-        return " ".join(f"{key}={in_words(inner)}" for key, inner in value.items())
-    return value if isinstance(value, str) else json.dumps(value)

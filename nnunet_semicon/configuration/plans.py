@@ -97,6 +97,13 @@ def values_of(configuration: Mapping[str, Any]) -> dict[str, Any]:
     return _flat({**configuration[BLOCK], **others})
 
 
+def in_words(value: Any) -> str:
+    """Return a value as ``--set`` takes it; an object as ``key=value`` words."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{key}={in_words(inner)}" for key, inner in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return ``'key: old -> new'`` for everything in which two of our configurations differ."""
     before = {INHERITS: old[INHERITS], **values_of(old)}

@@ -284,6 +284,12 @@ def labeled_cases(raw_dataset: str, preprocessed_dataset: str) -> list[str]:
     return names
 
 
+def count(cases: Sequence[str], patient_of: Mapping[str, str]) -> str:
+    """Return ``'8 (4 patients)'``, or ``'8'`` where every case is a patient of its own."""
+    patients = len({patient_of[case] for case in cases})
+    return str(len(cases)) if patients == len(cases) else f"{len(cases)} ({patients} patient{'s' * (patients != 1)})"
+
+
 # --- writing -----------------------------------------------------------------------------------------------------
 
 

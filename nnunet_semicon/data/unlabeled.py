@@ -17,13 +17,14 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os.path import basename, isdir, isfile, join
-from typing import Any, Literal
-
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from typing import TYPE_CHECKING, Any, Literal
 
 from nnunet_semicon.data.images_un import FOLDER, scan_images_un
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.files import sha256, write_json
+
+if TYPE_CHECKING:  # it loads torch, which is not needed to find the files
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 MANIFEST = "manifest.json"
 OUTPUTS = ("_seg.b2nd", ".b2nd", ".pkl")
@@ -36,7 +37,7 @@ def unlabeled_folder(preprocessed_base: str, data_identifier: str) -> str:
     return join(preprocessed_base, f"{data_identifier}_unlabeled")
 
 
-def plans_hash(plans_manager: PlansManager, configuration_name: str) -> str:
+def plans_hash(plans_manager: "PlansManager", configuration_name: str) -> str:
     """Return a hash of everything in the plans that the stored arrays depend on.
 
     Patch and batch size, network and ``semicon`` block are not part of it: a configuration that only differs in
@@ -86,7 +87,7 @@ class Manifest:
 def unlabeled_status(
     raw_dataset_folder: str,
     preprocessed_base: str,
-    plans_manager: PlansManager,
+    plans_manager: "PlansManager",
     configuration_name: str,
     dataset_json: dict,
 ) -> dict[str, State]:
@@ -133,7 +134,7 @@ def unlabeled_cases(raw_dataset_folder: str, folder: str, dataset_json: dict) ->
 def require_preprocessed(
     raw_dataset_folder: str,
     preprocessed_base: str,
-    plans_manager: PlansManager,
+    plans_manager: "PlansManager",
     configuration_name: str,
     dataset_json: dict,
 ) -> list[str]:
@@ -180,7 +181,7 @@ def require_preprocessed(
     )
 
 
-def preprocess_command(preprocessed_base: str, plans_manager: PlansManager, configuration_name: str) -> str:
+def preprocess_command(preprocessed_base: str, plans_manager: "PlansManager", configuration_name: str) -> str:
     """Return the ``semicon preprocess`` line for this dataset, configuration and plans."""
     return (
         f"semicon preprocess {dataset_option(preprocessed_base)} -c {configuration_name}{plans_option(plans_manager)}"
@@ -192,7 +193,7 @@ def dataset_option(preprocessed_base: str) -> str:
     return f"-d {int(basename(os.path.normpath(preprocessed_base))[7:10])}"
 
 
-def plans_option(plans_manager: PlansManager) -> str:
+def plans_option(plans_manager: "PlansManager") -> str:
     """Return ``' -p NAME'``, or nothing for nnU-Net's default plans."""
     return "" if plans_manager.plans_name == "nnUNetPlans" else f" -p {plans_manager.plans_name}"
 

@@ -3,25 +3,21 @@
 import os
 from collections.abc import Iterator
 from os.path import isdir, join
-from typing import TYPE_CHECKING
 
-from nnunet_semicon.cli.common import read_object
-from nnunet_semicon.cli.findings import Finding, problem
+from nnunet_semicon.checks.dataset_facts import Dataset
+from nnunet_semicon.checks.findings import Finding, problem
+from nnunet_semicon.data.images_un import (
+    channels_of_cases,
+    check_description,
+    refuse_missing_suffix,
+    refuse_other_channels,
+)
 from nnunet_semicon.errors import UserError, listing
-
-if TYPE_CHECKING:
-    from nnunet_semicon.cli.check_dataset import Dataset
+from nnunet_semicon.files import read_object
 
 
-def check_raw(dataset: "Dataset") -> Iterator[Finding]:
+def check_raw(dataset: Dataset) -> Iterator[Finding]:
     """Compare ``imagesTr`` with ``labelsTr``, and the names of its files with the channels in ``dataset.json``."""
-    from nnunet_semicon.data.images_un import (
-        channels_of_cases,
-        check_description,
-        refuse_missing_suffix,
-        refuse_other_channels,
-    )
-
     if not isdir(dataset.raw) or not dataset.labeled:  # then `check_labeled` says what is wrong
         return
     dataset_json = read_object(join(dataset.raw, "dataset.json"))
@@ -42,7 +38,7 @@ def check_raw(dataset: "Dataset") -> Iterator[Finding]:
         yield problem(str(error), "then run this command again: there may be more")
 
 
-def check_pairs(dataset: "Dataset", with_image: set[str], misnamed: set[str]) -> Iterator[Finding]:
+def check_pairs(dataset: Dataset, with_image: set[str], misnamed: set[str]) -> Iterator[Finding]:
     """Look for images without a label and labels without an image.
 
     Args:

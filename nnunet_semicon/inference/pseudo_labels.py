@@ -6,9 +6,15 @@ Only where the truth of these cases exists: a split that calls labeled cases unl
 import shutil
 from pathlib import Path
 
-from nnunet_semicon.cli.common import preprocessed_folder, raw_folder
+import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+from nnunet_semicon.data.splits import FILE, UNLABELED, read_splits
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.evaluation.folders import DATASET, Source, dataset_of, entry, read_json
+from nnunet_semicon.training.checkpoint import weights_of
+from nnunet_semicon.workspace import preprocessed_folder, raw_folder
 
 
 def predict(fold: Path, checkpoint: str, weights: str, device: str, processes: int) -> Source:
@@ -44,19 +50,15 @@ def predict(fold: Path, checkpoint: str, weights: str, device: str, processes: i
 
 
 def _unlabeled(dataset: str, fold: Path) -> list[str]:
-    from nnunet_semicon.data.splits import read_splits
-
-    file = Path(preprocessed_folder()) / dataset / "splits_final.json"
+    file = Path(preprocessed_folder()) / dataset / FILE
     number = fold.name.removeprefix("fold_")
     splits = read_splits(str(file))
     if not number.isdigit() or int(number) >= len(splits):
         raise UserError(f"{file} has no fold '{number}': --pseudo-labels needs one of its {len(splits)} folds")
-    return list(splits[int(number)].get("unlabeled", []))
+    return list(splits[int(number)].get(UNLABELED, []))
 
 
 def _images(dataset: str, cases: list[str]) -> list[list[str]]:
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
     folder = Path(raw_folder()) / dataset
     known = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / DATASET))
     lacking = [case for case in cases if case not in known]
@@ -71,11 +73,6 @@ def _images(dataset: str, cases: list[str]) -> list[list[str]]:
 def _run_predictor(
     fold: Path, checkpoint: str, weights: str, device: str, processes: int, images: list[list[str]], target: Path
 ) -> None:
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    from nnunet_semicon.training.checkpoint import weights_of
-
     found = torch.device("cpu" if device == "cuda" and not torch.cuda.is_available() else device)
     predictor = nnUNetPredictor(device=found, perform_everything_on_device=found.type == "cuda")
     number = fold.name.removeprefix("fold_")

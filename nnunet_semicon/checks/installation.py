@@ -12,7 +12,7 @@ from importlib import metadata
 from os.path import isdir
 
 from nnunet_semicon import autoload
-from nnunet_semicon.cli.findings import Finding, in_one_line, note, ok, problem
+from nnunet_semicon.checks.findings import Finding, in_one_line, note, ok, problem
 
 NNUNET_VERSIONS = ((2, 8, 1), (2, 9))  # from, below; as in pyproject.toml
 TORCH_MINIMUM = (2, 5)

@@ -3,21 +3,25 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from os.path import isdir, isfile, join
-from typing import TYPE_CHECKING
 
-from nnunet_semicon.cli.findings import Finding, note, ok, problem
+from nnunet_semicon.checks.dataset_facts import Dataset
+from nnunet_semicon.checks.findings import Finding, note, ok, problem
+from nnunet_semicon.data.splits import (
+    FILE,
+    FOLDS_DRAWN,
+    FoldCases,
+    check_fold,
+    count,
+    disagreement,
+    lists_unlabeled,
+    read_splits,
+    refuse_too_few_to_draw,
+)
 from nnunet_semicon.errors import UserError, listing
 
-if TYPE_CHECKING:
-    from nnunet_semicon.cli.check_dataset import Dataset
-    from nnunet_semicon.data.splits import FoldCases
 
-
-def check_splits(dataset: "Dataset") -> Iterator[Finding]:
+def check_splits(dataset: Dataset) -> Iterator[Finding]:
     """Check every fold, that the two files agree, and say where stock trainers would use labels they should not."""
-    from nnunet_semicon.cli.split import count
-    from nnunet_semicon.data.splits import FILE, check_fold, disagreement, lists_unlabeled, read_splits
-
     command = f"semicon split -d {dataset.option} --labeled N"
     path, raw_path = join(dataset.preprocessed, FILE), join(dataset.raw, FILE)
     in_raw = isdir(dataset.raw) and isfile(raw_path)
@@ -60,10 +64,8 @@ def check_splits(dataset: "Dataset") -> Iterator[Finding]:
         yield note("nnU-Net's planning has seen every label in labelsTr, as always")
 
 
-def check_draw(dataset: "Dataset") -> Finding:
+def check_draw(dataset: Dataset) -> Finding:
     """Say which folds nnU-Net would draw by itself, if it can."""
-    from nnunet_semicon.data.splits import FOLDS_DRAWN, refuse_too_few_to_draw
-
     cases = dataset.known
     scans = Counter(dataset.patient_of[case] for case in cases)
     command = f"semicon split -d {dataset.option} --labeled"
@@ -84,7 +86,7 @@ def check_draw(dataset: "Dataset") -> Finding:
     )
 
 
-def check_patients(dataset: "Dataset", number: int, cases: "FoldCases") -> Iterator[Finding]:
+def check_patients(dataset: Dataset, number: int, cases: FoldCases) -> Iterator[Finding]:
     """Say if a patient is on both sides of a fold."""
 
     def patients(of: Iterable[str]) -> set[str]:

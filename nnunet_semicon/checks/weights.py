@@ -3,8 +3,14 @@
 import os
 from collections.abc import Iterator
 
-from nnunet_semicon.cli.findings import Finding, note, ok, problem
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_semicon.checks.findings import Finding, note, ok, problem
+from nnunet_semicon.configuration.plans import refuse_unknown
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.files import read_object_or_none
+from nnunet_semicon.sweep.weights import misfit, network_in, network_of
+from nnunet_semicon.workspace import find_plans
 
 PREPARATION = ("spacing", "normalization_schemes")  # of the images: weights fit without them, but expect them
 SAME_PLANS = (
@@ -15,17 +21,10 @@ SAME_PLANS = (
 
 def check_weights(name_or_id: str, plans_identifier: str, configuration: str, path: str) -> Iterator[Finding]:
     """Compare the network in a checkpoint with the one that a configuration asks for."""
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from nnunet_semicon.cli.check_dataset import read_json
-    from nnunet_semicon.cli.place import find_plans
-    from nnunet_semicon.configuration.plans import refuse_unknown
-    from nnunet_semicon.sweep.weights import misfit, network_in, network_of
-
     place = find_plans(name_or_id, plans_identifier, configuration)
     refuse_unknown(place.plans, configuration)
     description = os.path.join(place.preprocessed, "dataset.json")
-    dataset_json = read_json(description)
+    dataset_json = read_object_or_none(description)
     if not dataset_json:
         raise UserError(f"{description} cannot be read: plan and preprocess the dataset again")
     network = network_of(nnUNetTrainer, place.plans, configuration, dataset_json)

@@ -1,0 +1,1 @@
+"""Trained models: predictions with them, and copies of them for stock nnU-Net."""
