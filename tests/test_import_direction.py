@@ -104,10 +104,11 @@ TABLE = {
         libraries={"nnunetv2"},
     ),
     "inference": Rule(
-        ours={"data", "evaluation", "files", "training.checkpoint", "workspace"}, libraries={"nnunetv2", "torch"}
+        ours={"configuration", "data", "evaluation", "training.checkpoint", "trainers", "workspace"},
+        libraries={"nnunetv2", "torch"},
     ),
     "demo": Rule(ours={"commands"}, libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
-    "evaluation": Rule(libraries={"nnunetv2", "numpy", "scipy"}),
+    "evaluation": Rule(ours={"files", "workspace"}, libraries={"nnunetv2", "numpy", "scipy", "tqdm"}),
     "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),
 }
 

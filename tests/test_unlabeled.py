@@ -173,7 +173,7 @@ def test_older_descriptions_call_the_channels_modality(raw):
 
 
 def test_after_preprocessing_everything_is_ready_without_hashing(tiny, monkeypatch):
-    monkeypatch.setattr(unlabeled, "_sha256", lambda path: pytest.fail("hashed an unchanged file"))
+    monkeypatch.setattr(unlabeled, "sha256", lambda path: pytest.fail("hashed an unchanged file"))
     for configuration in ("2d", "3d_fullres"):
         assert require_preprocessed(*arguments(tiny, configuration)) == UNLABELED
         assert set(unlabeled_status(*arguments(tiny, configuration)).values()) == {"ready"}

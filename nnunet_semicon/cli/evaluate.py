@@ -1,19 +1,13 @@
 """``semicon evaluate``: overlap and surface distances of predictions, in two named conventions."""
 
 import argparse
-import json
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_semicon import __version__
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.files import explain_unwritable, write_texts
 
 if TYPE_CHECKING:
-    from nnunet_semicon.evaluation.evaluate import Pair, Protocol
     from nnunet_semicon.evaluation.folders import Source
 
 NAME = "evaluation.json"
@@ -53,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the files, print the tables."""
+    # not above: it loads torch, which `--help` does not need
+    from nnunet_semicon.evaluation.evaluate_folder import evaluate_folder, write_evaluation
+
     tolerance = _tolerance(args.metrics)
     if args.out and args.out.suffix != ".json":
         raise UserError(
@@ -65,10 +62,11 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(
             f"--out names one file, but {args.predictions} has {len(sources)} folds: leave it out, or name a fold"
         )
+    all_references = args.references is not None and not args.chill
     for source in sources:
-        content, notes = _evaluate(source, args, tolerance)
+        content, notes = evaluate_folder(source, tolerance, all_references, args.np)
         file = args.out or source.predictions / NAME
-        _write(content, file)
+        write_evaluation(content, file)
         _print(content, notes, file)
     return 0
 
@@ -86,17 +84,8 @@ def _tolerance(metrics: list[str]) -> float | None:
     return tolerance
 
 
-def _sources(args: argparse.Namespace) -> list["Source"]:
-    from nnunet_semicon.evaluation.folders import (
-        SUMMARY,
-        VALIDATION,
-        Source,
-        dataset_of,
-        find_dataset_json,
-        is_results_folder,
-        validated_folds,
-    )
-    from nnunet_semicon.workspace import preprocessed_folder
+def _sources(args: argparse.Namespace) -> "list[Source]":
+    from nnunet_semicon.evaluation.folders import Source, find_dataset_json, sources_of_results
 
     if not args.predictions.is_dir():
         raise UserError(
@@ -109,73 +98,7 @@ def _sources(args: argparse.Namespace) -> list["Source"]:
     if args.references is not None:
         dataset = args.dataset or find_dataset_json(args.predictions, args.references)
         return [Source(args.predictions, args.references, dataset)]
-    if not is_results_folder(args.predictions):
-        raise UserError(
-            f"{args.predictions} is no result folder of nnU-Net (no `{VALIDATION}`, no `fold_*` in it): give the "
-            "folder of the true segmentations too, `semicon evaluate PRED REF`"
-        )
-    folds = validated_folds(args.predictions)
-    model = folds[0].parent
-    references = Path(preprocessed_folder()) / dataset_of(model) / "gt_segmentations"
-    dataset = args.dataset or find_dataset_json(model)
-    return [Source(f / VALIDATION, references, dataset, (f / VALIDATION / SUMMARY).is_file()) for f in folds]
-
-
-def _evaluate(source: "Source", args: argparse.Namespace, tolerance: float | None) -> tuple[dict[str, Any], list[str]]:
-    """Return the content of the file, and notes on what is not in it."""
-    from nnunet_semicon.evaluation.evaluate import Protocol, summarize
-    from nnunet_semicon.evaluation.folders import entry, pairs, read_json
-
-    of_validation = args.references is None
-    cases = list(pairs(source, entry(source.dataset, "file_ending"), all_references=not (of_validation or args.chill)))
-    protocol = Protocol.from_dataset(read_json(source.dataset), cases[0].reference, tolerance)
-    results = dict(
-        zip([pair.case for pair in cases], _measured(cases, protocol, args.np, source.complete), strict=True)
-    )
-    unread = sorted(case for case, result in results.items() if result is None)
-    if len(unread) == len(cases):
-        raise UserError(f"{source.predictions}: nothing can be read yet; try again when the validation is further")
-    notes = []
-    if not source.complete:
-        left_out = f"; not readable yet: {listing(unread)}" if unread else ""
-        notes.append(f"the validation of this fold is not finished: {len(cases) - len(unread)} cases so far{left_out}")
-    measured = [result for result in results.values() if result]
-    return summarize(measured, protocol, __version__, source.complete), notes
-
-
-def _measured(
-    cases: list["Pair"], protocol: "Protocol", threads: int, complete: bool
-) -> Iterator[dict[str, Any] | None]:
-    """Yield one result per case, in order; None for a file that nnU-Net is still writing."""
-    from tqdm import tqdm
-
-    from nnunet_semicon.evaluation.evaluate import UnreadableError, evaluate_case
-
-    def result(pair: "Pair") -> dict[str, Any] | None:
-        try:
-            return evaluate_case(pair, protocol)
-        except UnreadableError:
-            if complete:
-                raise
-            return None
-
-    with ThreadPoolExecutor(max(1, threads)) as pool:
-        futures = [pool.submit(result, pair) for pair in cases]
-        try:
-            for future in tqdm(futures, desc="evaluating", unit="case", disable=None):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _write(content: dict[str, Any], file: Path) -> None:
-    """Write the JSON and the CSV beside it; a reader never meets half of one."""
-    from nnunet_semicon.evaluation.tables import to_csv
-
-    with explain_unwritable(file, "choose another file with --out"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_texts({file: json.dumps(content, indent=1), file.with_suffix(".csv"): to_csv(content)})
+    return sources_of_results(args.predictions, args.dataset)
 
 
 def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from nnunetv2.utilities.json_export import recursive_fix_for_json_export
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from numpy.typing import NDArray
 
 from nnunet_semicon.errors import UserError, listing
@@ -71,9 +75,6 @@ class Protocol:
             UserError: the labels are not nnU-Net's.
             UnreadableError: no reader can read the example.
         """
-        from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-        from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
         try:
             labels = LabelManager(dataset["labels"], dataset.get("regions_class_order"))
         except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -181,9 +182,6 @@ def evaluate_case(pair: Pair, protocol: Protocol) -> dict[str, Any]:
         UnreadableError: a file cannot be read.
         UserError: it holds an unknown label, or the two have different geometries.
     """
-    from nnunetv2.evaluation.evaluate_predictions import compute_metrics, region_or_label_to_mask
-    from nnunetv2.utilities.json_export import recursive_fix_for_json_export
-
     files = [str(pair.reference), str(pair.prediction)]
     (reference, header), (prediction, other_header) = (_read(file, protocol) for file in files)
     _check_geometry(pair, (reference, header), (prediction, other_header))

@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.evaluation.evaluate import Pair
+from nnunet_semicon.workspace import preprocessed_folder
 
 VALIDATION = "validation"
 DATASET = "dataset.json"
@@ -51,6 +52,28 @@ def validated_folds(folder: Path) -> list[Path]:
             "run `nnUNetv2_train ... --val`"
         )
     return validated
+
+
+def sources_of_results(folder: Path, dataset: Path | None) -> list[Source]:
+    """Return the validation of each fold in a result folder of nnU-Net; the references are nnU-Net's own copies.
+
+    Args:
+        folder: of a model, or of one fold.
+        dataset: ``dataset.json``; None: the nearest one.
+
+    Raises:
+        UserError: it is no such folder, holds no finished training, or ``nnUNet_preprocessed`` is not set.
+    """
+    if not is_results_folder(folder):
+        raise UserError(
+            f"{folder} is no result folder of nnU-Net (no `{VALIDATION}`, no `fold_*` in it): give the "
+            "folder of the true segmentations too, `semicon evaluate PRED REF`"
+        )
+    folds = validated_folds(folder)
+    model = folds[0].parent
+    references = Path(preprocessed_folder()) / dataset_of(model) / "gt_segmentations"
+    description = dataset or find_dataset_json(model)
+    return [Source(f / VALIDATION, references, description, (f / VALIDATION / SUMMARY).is_file()) for f in folds]
 
 
 def dataset_of(model: Path) -> str:
