@@ -1,6 +1,7 @@
 """Where things lie: nnU-Net's folders, and the plans, the cases and the images of a dataset in them."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from os.path import basename, isdir, isfile, join
 from typing import Any
@@ -164,6 +165,16 @@ def no_such_plans(path: str, configurations: str = "2d", option: str = "-p") -> 
         command = f"nnUNetv2_plan_and_preprocess {dataset_option(folder)} -c {configurations}"
         return f"{path} does not exist; run first: {command}"
     return f"{path} does not exist, but other plans do; name one of them with {option}: {listing(others)}"
+
+
+def result_folders(place: Place, names: Collection[str]) -> list[str]:
+    """Return the folders that hold results of configurations, of any trainer."""
+    root = os.environ.get("nnUNet_results", "")
+    base = join(root, place.dataset)
+    if not root or not isdir(base):
+        return []
+    wanted = {(place.plans["plans_name"], name) for name in names}
+    return [join(base, entry) for entry in sorted(os.listdir(base)) if tuple(entry.split("__")[1:]) in wanted]
 
 
 # --- cases -------------------------------------------------------------------------------------------------------

@@ -216,6 +216,15 @@ def test_every_part_of_the_table_that_exists_is_checked():
     assert {module.split(".")[0] for module in MODULES} >= {"__init__", "losses", "methods", "training", "cli"}
 
 
+def test_the_help_of_every_command_loads_no_slow_library():
+    code = (
+        "import sys; from nnunet_semicon.cli.main import COMMANDS, build_parser; [build_parser(c) for c in COMMANDS]; "
+        "print([m for m in ('torch', 'scipy', 'matplotlib') if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize("module", ["nnunet_semicon", "nnunet_semicon.autoload", "nnunet_semicon.cli.main"])
 def test_light_modules_load_neither_torch_nor_nnunetv2(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'nnunetv2', 'numpy') if m in sys.modules])"

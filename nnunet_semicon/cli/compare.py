@@ -1,15 +1,13 @@
 """``semicon compare``: whether one method is better than another, paired by case."""
 
 import argparse
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import replace
 
+from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.errors import UserError, nearest
-from nnunet_semicon.files import read_object_or_none, write_texts
-
-if TYPE_CHECKING:
-    from nnunet_semicon.evaluation.comparison import Comparison, Method
+from nnunet_semicon.evaluation.comparison import Comparison, Method
+from nnunet_semicon.evaluation.runs import read_methods
 
 NOTES = """example:
   R=$nnUNet_results/Dataset027_ACDC
@@ -17,9 +15,6 @@ NOTES = """example:
   semicon compare $R/nnUNetTrainerSupervisedControl__nnUNetPlans__2d_s* $R/nnUNetTrainerSPCon__nnUNetPlans__2d_s*
 
 Runs whose names differ only in a trailing _s<seed> are one method. The first method is the baseline."""
-
-NAME = "comparison"  # of the files in a folder
-SUFFIXES = (".md", ".csv", ".json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,17 +36,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     which.add_argument("--metrics", nargs="+", metavar="METRIC", help="any metrics of the files instead")
     parser.add_argument(
-        "--out", metavar="PATH", help=f"also write Markdown, CSV and JSON: a folder ({NAME}.*), or a name for all three"
+        "--out",
+        metavar="PATH",
+        help="also write Markdown, CSV and JSON: a folder (comparison.*), or a name for all three",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the tables and write the files."""
-    from dataclasses import replace
-
     from nnunet_semicon.evaluation.compare import DEFAULT_METRICS, compare
-    from nnunet_semicon.evaluation.comparison_tables import as_csv, as_json, as_markdown
-    from nnunet_semicon.evaluation.runs import read_methods
+    from nnunet_semicon.evaluation.comparison_files import write_comparison
 
     methods, left_out = read_methods(args.runs)
     if args.baseline is not None:
@@ -60,15 +54,14 @@ def run(args: argparse.Namespace) -> int:
     comparison = replace(comparison, notes=(*left_out, *comparison.notes))
     written = []
     if args.out is not None:  # before anything is printed: `semicon compare ... | head` must write it too
-        texts = [write(comparison) for write in (as_markdown, as_csv, as_json)]
-        written = _write(args.out, dict(zip(SUFFIXES, texts, strict=True)))
+        written = write_comparison(args.out, comparison)
     print(_tables(comparison))
     for path in written:
         print(f"written: {path}")
     return 0
 
 
-def _with_first(methods: "Sequence[Method]", name: str) -> "list[Method]":
+def _with_first(methods: Sequence[Method], name: str) -> list[Method]:
     first = [method for method in methods if method.name == name]
     if not first:
         names = [method.name for method in methods]
@@ -78,8 +71,7 @@ def _with_first(methods: "Sequence[Method]", name: str) -> "list[Method]":
     return first + [method for method in methods if method.name != name]
 
 
-def _tables(comparison: "Comparison") -> str:
-    from nnunet_semicon.cli.tables import aligned
+def _tables(comparison: Comparison) -> str:
     from nnunet_semicon.evaluation import comparison_tables as tables
 
     rows = tables.means_rows(comparison)
@@ -91,34 +83,3 @@ def _tables(comparison: "Comparison") -> str:
         parts.append(f"{tables.differences_title(comparison, method.name)}\n{aligned(rows, '  ')}")
     parts.append("\n".join([tables.how(comparison), *(f"note: {note}" for note in comparison.notes)]))
     return "\n\n".join(parts)
-
-
-def _write(out: str, texts: Mapping[str, str]) -> list[Path]:
-    """Replace the three files, all of them or none; returns their paths.
-
-    Args:
-        out: folder, or one of the three files.
-        texts: suffix -> content.
-
-    Raises:
-        UserError: Something else lies there, or they cannot be written.
-    """
-    path = Path(out)
-    stem = path.with_suffix("") if path.suffix in SUFFIXES and not path.is_dir() else path / NAME
-    targets = {stem.with_name(stem.name + suffix): text for suffix, text in texts.items()}
-    existing = [target for target in targets if target.exists()]
-    if existing and not _is_comparison(stem.with_name(f"{stem.name}.json")):
-        raise UserError(
-            f"--out {out}: {existing[0]} exists and was not written by this command; choose another name, or remove it"
-        )
-    try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        write_texts(targets)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}): check the folder {stem.parent}") from None
-    return list(targets)
-
-
-def _is_comparison(path: Path) -> bool:
-    ours = (read_object_or_none(path) or {}).get("semicon")
-    return isinstance(ours, dict) and ours.get("command") == "compare"

@@ -1,9 +1,8 @@
 """``semicon configure``: hyper-parameters without code, kept where nnU-Net keeps its own."""
 
 import argparse
-import os
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_semicon.cli.key_values import nested, parse_seeds, refuse_overlap
@@ -25,7 +24,7 @@ from nnunet_semicon.configuration.plans import (
 from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.workspace import DEFAULT_PLANS, Place, all_cases, find_plans
+from nnunet_semicon.workspace import DEFAULT_PLANS, Place, all_cases, find_plans, result_folders
 
 EXAMPLE = """examples:
   semicon configure -d 027                                                     # list the configurations of ours
@@ -196,16 +195,6 @@ def print_notes(
         print(f"note: {listing(children)} inherited from what was replaced and keeps the hyper-parameters it had")
     for folder in result_folders(place, changed):
         print(f"note: results of an earlier configuration of that name lie in {folder}: training would overwrite them")
-
-
-def result_folders(place: Place, names: Collection[str]) -> list[str]:
-    """Return the folders that hold results of configurations, of any trainer."""
-    root = os.environ.get("nnUNet_results", "")
-    base = os.path.join(root, place.dataset)
-    if not root or not os.path.isdir(base):
-        return []
-    wanted = {(place.plans["plans_name"], name) for name in names}
-    return [os.path.join(base, entry) for entry in sorted(os.listdir(base)) if tuple(entry.split("__")[1:]) in wanted]
 
 
 # --- list, delete, show ------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """``semicon demo``: the whole chain on synthetic scans, with the commands that a user types."""
 
 import argparse
-import json
 import shlex
 import signal
 import time
@@ -9,8 +8,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tqdm import tqdm
+
 from nnunet_semicon import __version__
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.files import write_json, write_text
 
 DEVICES = ("cpu", "cuda", "mps")
 CAVEAT = (
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chain; returns 0 if all of it worked, whatever came out."""
-    from nnunet_semicon.demo import chain
+    from nnunet_semicon.demo import chain, outcome
     from nnunet_semicon.demo.dataset import NAME, TEST, TRAIN, UNLABELED, write_dataset
 
     device = choose_device(args.device)
@@ -54,10 +56,11 @@ def run(args: argparse.Namespace) -> int:
     for key, value in added.items():
         print(f"export {key}={shlex.quote(value)}")
     seconds = run_all(chain.commands(folder, device), folder.logs, added)
-    text, dice = make_table(folder)
-    draw_figure(folder)
+    text, dice = outcome.measure(folder)
+    write_text(folder.table, f"{text}\n\n{CAVEAT}\n")
+    outcome.draw_figure(folder)
     record = {"version": __version__, "device": device, "dice": dice, "seconds": seconds}
-    folder.record.write_text(json.dumps(record, indent=4))
+    write_json(folder.record, record, indent=4)
     if not args.keep:
         chain.remove_intermediate(folder)
     minutes = (time.monotonic() - start) / 60
@@ -85,8 +88,6 @@ def choose_device(wanted: str | None) -> str:
 
 def run_all(commands: list[Any], logs: Path, added: dict[str, str]) -> dict[str, float]:
     """Print and run the commands one after the other; return name -> seconds."""
-    from tqdm import tqdm
-
     from nnunet_semicon.demo import chain
 
     seconds = {}
@@ -101,30 +102,6 @@ def run_all(commands: list[Any], logs: Path, added: dict[str, str]) -> dict[str,
             seconds[command.name] = round(chain.run(command, log, added, show), 1)
         print(f"  {seconds[command.name]:.0f} s, output in {log}", flush=True)
     return seconds
-
-
-def make_table(folder: Any) -> tuple[str, dict[str, dict[str, float]]]:
-    """Write the table; return its text and the Dice of every row."""
-    from nnunet_semicon.demo.chain import ROWS
-    from nnunet_semicon.demo.table import read_dice, table
-
-    dice = {row.key: read_dice(folder.predictions(row) / "summary.json") for row in ROWS}
-    text = table([(row.title, row.labeled, dice[row.key]) for row in ROWS])
-    folder.table.write_text(f"{text}\n\n{CAVEAT}\n")
-    return text, dice
-
-
-def draw_figure(folder: Any) -> None:
-    """Draw four test scans: image, reference, the first control and SP-Con."""
-    from nnunet_semicon.demo.chain import CONTROL, SP_CON
-    from nnunet_semicon.demo.dataset import TEST, case_name
-    from nnunet_semicon.demo.figure import POSITIONS, draw
-
-    # one scan of each of the first patients, alternately ED and ES
-    scans = [TEST[2 * i + i % 2] for i in range(len(POSITIONS))]
-    segmentations = {row.title: folder.predictions(row) for row in (CONTROL, SP_CON)}
-    cases = [case_name(*scan) for scan in scans]
-    draw(folder.images, folder.labels, segmentations, cases, folder.figure, "synthetic scans, one seed: no evidence")
 
 
 def where_it_lies(folder: Any, keep: bool) -> str:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.errors import UserError, listing
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate, write the files, print the tables."""
-    # not above: it loads torch, which `--help` does not need
     from nnunet_semicon.evaluation.evaluate_folder import evaluate_folder, write_evaluation
 
     tolerance = _tolerance(args.metrics)
@@ -102,7 +102,6 @@ def _sources(args: argparse.Namespace) -> "list[Source]":
 
 
 def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:
-    from nnunet_semicon.cli.tables import aligned
     from nnunet_semicon.evaluation.evaluate import CONVENTIONS
     from nnunet_semicon.evaluation.tables import HEADINGS, rows
 

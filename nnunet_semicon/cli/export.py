@@ -30,7 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the copy and print how to predict with it."""
-    # not above: it loads torch, which `--help` does not need
     from nnunet_semicon.inference.export import Model, export
 
     copy = export(Model(args.d, args.tr, args.p, args.c), args.f, args.checkpoint, args.network, args.o)

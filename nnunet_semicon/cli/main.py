@@ -1,7 +1,8 @@
 """Entry point of ``semicon``: finds the subcommand, prints a user's mistake as one sentence.
 
-Each subcommand is a module of this package with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported
-only when it is needed, so that ``semicon --help`` answers at once.
+Each subcommand is a module of this package with ``add_arguments(parser)`` and ``run(args) -> int``: it parses, calls
+and prints. It is imported only when it is needed, so that ``semicon --help`` answers at once. For the same reason it
+imports torch, scipy or matplotlib, and modules of ours that load them, in its functions and not at its top.
 """
 
 import argparse

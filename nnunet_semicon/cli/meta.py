@@ -1,8 +1,6 @@
 """``semicon meta``: the labels that a dataset carries for free, where each comes from, and which can be used."""
 
 import argparse
-import csv
-import io
 import os
 from collections.abc import Mapping, Sequence
 from os.path import exists, isdir, join
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         written.append(write_table(raw, preprocessed, extracted, args.patient_pattern, args.info_cfg))
     if args.out is not None:
         with explain_unwritable(args.out, "check the folder"):
-            write_text(args.out, _as_csv(extracted.table))
+            write_text(args.out, extracted.table.to_csv())
         written.append(args.out)
 
     where = f"{len(labeled)} in imagesTr, {len(unlabeled)} in imagesUn"
@@ -175,16 +173,6 @@ def _notes(extracted: Extracted, images: Mapping[str, Sequence[str]], cases: Seq
 
 def _cut(text: str, width: int = WIDEST) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _as_csv(table: MetaTable) -> str:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", *table.columns])
-    writer.writerows(
-        [case, *("" if value is None else value for value in row.values())] for case, row in table.rows().items()
-    )
-    return text.getvalue()
 
 
 # --- the figure --------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """One row of categorical meta-labels per case, as integer codes."""
 
+import csv
+import io
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -112,6 +114,16 @@ class MetaTable:
     def rows(self) -> dict[str, dict[str, str | None]]:
         """Return case -> column -> label, None where it is unknown."""
         return {case: {name: column.value(case) for name, column in self.columns.items()} for case in self.cases}
+
+    def to_csv(self) -> str:
+        """Return the rows as CSV, in the form of the user's ``meta_labels.csv``: empty where a label is unknown."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["case", *self.columns])
+        writer.writerows(
+            [case, *("" if value is None else value for value in row.values())] for case, row in self.rows().items()
+        )
+        return text.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain containers, for JSON: ``{"columns": {name: source}, "rows": {case: {name: label}}}``."""
