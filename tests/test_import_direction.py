@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -210,6 +211,16 @@ def test_imports_follow_the_table(module):
 )
 def test_the_checker_flags_what_is_forbidden_and_nothing_else(module, source, expected):
     assert forbidden_imports(source, module) == expected
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    sources = {module: (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8") for module in MODULES}
+    imports = {
+        module: {name.removeprefix(f"{PACKAGE}.") for name in imported_names(source, module)}
+        for module, source in sources.items()
+    }
+    assert imports["cli.split"] >= {"workspace", "data.splits"}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the modules
 
 
 def test_every_part_of_the_table_that_exists_is_checked():
