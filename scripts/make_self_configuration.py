@@ -1,18 +1,18 @@
-"""Writes the generated parts of docs/self_configuration.md: hyper-parameters, and the rules on example plans.
+"""Writes the generated tables of docs: hyper-parameters, rules on example plans, and what a method's paper prints.
 
-Run after a change of a rule or a default; a test keeps page and code in step.
+Run after a change of a rule or a default; a test keeps pages and code in step.
 """
 
 import json
 import re
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from nnunet_semicon import trainers
-from nnunet_semicon.configuration.config import RunConfig, default_of, key_of
+from nnunet_semicon.configuration.config import allowed, default_of, help_of, keys_of, source_of
 from nnunet_semicon.configuration.resolved import in_words, resolve_run
+from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.meta_labels.table import MetaTable, column
 
 REPOSITORY = Path(__file__).parents[1]
@@ -64,8 +64,8 @@ def hyper_parameters() -> str:
     for config_class, names in users.items():
         title = ", ".join(f"`{name}`" for name in names) or "every trainer"
         rows = [
-            [f"`{key_of(f)}`", in_words(default_of(f)), allowed(f.metadata), f.metadata["help"], f.metadata["source"]]
-            for f in fields(config_class)
+            [f"`{key}`", in_words(default_of(f)), allowed(f), help_of(f), source_of(f)]
+            for key, f in keys_of(config_class).items()
         ]
         if rows:
             parts.append(f"**{title}**\n\n" + table(["key", "default", "allowed", "meaning", "source"], rows))
@@ -74,21 +74,27 @@ def hyper_parameters() -> str:
 
 
 def other_defaults(trainer: str) -> str:
-    """Say what a trainer sets in the place of its method's defaults; an empty text where it sets nothing."""
-    own = getattr(trainers, trainer).defaults
+    """Say what a trainer sets in the place of the common defaults; an empty text where it sets nothing."""
+    own = {**values(getattr(trainers, trainer).method_class.defaults), **getattr(trainers, trainer).defaults}
     words = ", ".join(f"`{key}` {in_words(value)}" for key, value in own.items())
     return f"`{trainer}` has other defaults: {words}." if words else ""
 
 
-def allowed(metadata: Any) -> str:
-    if metadata["choices"]:
-        return " or ".join(f"`{choice}`" for choice in metadata["choices"])
-    low, high = metadata["low"], metadata["high"]
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"≥ {low}"
-    return f"{low} to {high}"
+def values(derived: Any) -> dict[str, Any]:
+    return {key: entry.value for key, entry in derived.items()}
+
+
+def paper_table(trainer: str) -> str:
+    """Return what ``preset=paper`` sets for a trainer, beside the recommended default."""
+    named = getattr(trainers, trainer)
+    method = named.method_class
+    fields = {**keys_of(RunConfig), **keys_of(method.Config)}
+    defaults = {**{key: default_of(f) for key, f in fields.items()}, **values(method.defaults), **named.defaults}
+    rows = [
+        [f"`{key}`", "derived" if defaults[key] is None else in_words(defaults[key]), in_words(value), where]
+        for key, (value, where) in method.paper.items()
+    ]
+    return table(["key", "recommended", "paper", "where"], rows)
 
 
 def examples() -> str:
@@ -98,12 +104,13 @@ def examples() -> str:
         example = read_example(name)
         for configuration in example["configurations"]:
             run = resolved(example, configuration, "nnUNetTrainerSPCon")
-            keys = [*SHOWN, *run.derived]
+            keys = [*SHOWN, *run.reasons]
             rows = [[f"`{key}`", in_words(run.settings[key].value), run.settings[key].reason] for key in keys]
             if "architecture" in example["configurations"][configuration]:
                 local = resolved(example, configuration, LOCAL)
                 rows += [
-                    [f"`{key}` (local)", in_words(value), reason] for key, (value, reason) in local.derived.items()
+                    [f"`{key}` (local)", in_words(local.settings[key].value), reason]
+                    for key, reason in local.reasons.items()
                 ]
             planned = example["configurations"][configuration]
             size = f"batch size {planned['batch_size']}, patch {' x '.join(map(str, planned['patch_size']))}"
@@ -113,21 +120,27 @@ def examples() -> str:
 
 
 def page(old: str) -> str:
-    """Return the page with its generated parts replaced."""
-    for name, text in {"hyper-parameters": hyper_parameters(), "examples": examples()}.items():
-        begin, end = f"<!-- begin {name}: written by scripts/make_self_configuration.py -->", f"<!-- end {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if not pattern.search(old):
-            raise SystemExit(f"{PAGE} lacks the lines '{begin}' and '{end}'")
-        new = f"{begin}\n\n{text}\n\n{end}"
-        old = pattern.sub(lambda _, new=new: new, old)
-    return old
+    """Return a page with its generated parts replaced."""
+    return MARKED.sub(lambda found: marked(found["name"]), old)
+
+
+def marked(name: str) -> str:
+    """Return the generated part of a name, between its marks."""
+    text = paper_table(name.removeprefix("paper ")) if name.startswith("paper ") else PARTS[name]()
+    return f"<!-- begin {name}: {BY} -->\n\n{text}\n\n<!-- end {name} -->"
+
+
+BY = "written by scripts/make_self_configuration.py"
+PARTS = {"hyper-parameters": hyper_parameters, "examples": examples}
+MARKED = re.compile(rf"<!-- begin (?P<name>[\w -]+): {re.escape(BY)} -->.*?<!-- end (?P=name) -->", re.DOTALL)
+PAGES = (PAGE, *sorted((REPOSITORY / "docs" / "methods").glob("*.md")))
 
 
 def main() -> int:
-    """Rewrite the page."""
-    PAGE.write_text(page(PAGE.read_text()))
-    print(f"wrote {PAGE}")
+    """Rewrite the pages."""
+    for path in PAGES:
+        path.write_text(page(path.read_text()))
+        print(f"wrote {path}")
     return 0
 
 

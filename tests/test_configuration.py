@@ -2,14 +2,27 @@
 
 import json
 import math
-from typing import get_type_hints
 
 import pytest
+from pydantic import ValidationError
 
 from nnunet_semicon import trainers
-from nnunet_semicon.configuration.config import RunConfig, check_keys, keys_of, resolve
-from nnunet_semicon.configuration.rules import SliceExtent, gamma_range, partitions, plan_rows, queue_size
+from nnunet_semicon.configuration.config import (
+    Settings,
+    check_keys,
+    default_of,
+    help_of,
+    is_open,
+    keys_of,
+    open_setting,
+    resolve,
+    setting,
+)
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.rules import SliceExtent, partitions, plan_rows
+from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.methods.meta_contrast import gamma_range, queue_size
 from nnunet_semicon.methods.sp_con import SPConConfig
 
 WHERE = "the block"
@@ -39,6 +52,15 @@ def test_defaults_are_not_shared_between_configs():
         (SPConConfig, {"ema_decay": 1.5}, "expected between 0 and 1"),
         (SPConConfig, {"lambda": {"patients": 1}}, "unknown entry 'lambda.patients'.*did you mean 'patient'"),
         (SPConConfig, {"lambda": 1}, "expected an object"),
+        (SPConConfig, {"lambda": {"patient": "0.1"}}, "'lambda.patient' in the block is '0.1', expected a number"),
+        (SPConConfig, {"temperature": float("nan")}, "'temperature' in the block is nan, expected a number"),
+        (RunConfig, {"cutout": 1}, "'cutout' in the block is 1, expected true or false"),
+        (
+            RunConfig,
+            {"optimizer": "lion"},
+            "'optimizer' in the block is 'lion', expected one of sgd, adam, adamw, radam",
+        ),
+        (RunConfig, {"num_epochs": None}, "'num_epochs' in the block is None, expected a whole number"),
         (SPConConfig, {"lambda": {"patient": -1}}, "'lambda.patient' in the block is -1, expected at least 0"),
     ],
 )
@@ -109,12 +131,44 @@ def test_every_value_is_written_with_its_reason(training):
     assert {"gamma_start", "gamma_end", "queue_size", "partitions", "labeled_per_step"} <= settings.keys()
 
 
-def test_trainers_that_share_a_key_allow_the_same_values():
-    """A configuration may be used with several trainers, so `semicon configure` checks a value against all of them."""
-    allowed = {}
+class Small(Settings):
+    """A model with a rule."""
+
+    shift: float = setting(1.0, "shift in mm")
+    size: int = open_setting("side in voxels", low=1)
+
+
+def test_an_open_value_is_filled_unless_it_is_set():
+    rule = Derived(4, "half of the patch")
+    open_one = Filled(resolve(Small, {"size": None}, WHERE)).fill(size=rule)
+    assert (open_one.config.size, open_one.reasons) == (4, {"size": "half of the patch"})
+    set_one = Filled(resolve(Small, {"size": 2}, WHERE)).fill(size=rule)
+    assert (set_one.config.size, set_one.reasons) == (2, {})
+    replaced = set_one.replace(shift=Derived(0.0, "the data has none"))
+    assert (replaced.config.shift, replaced.reasons) == (0.0, {"shift": "the data has none"})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        RunConfig().num_epochs = 3
+
+
+@pytest.mark.parametrize("name", trainers.__all__)
+def test_every_setting_says_what_it_means_and_every_default_is_legal(name):
+    trainer = getattr(trainers, name)
+    method = trainer.method_class
+    for key, field in {**keys_of(RunConfig), **keys_of(method.Config)}.items():
+        assert help_of(field), key
+        if not is_open(field) and default_of(field) is not None:
+            for model in (RunConfig, method.Config):
+                resolve(model, {key: default_of(field)}, WHERE)
+    for own in (method.defaults, method.paper, {key: Derived(value, "own") for key, value in trainer.defaults.items()}):
+        check_keys(own, {*keys_of(RunConfig), *keys_of(method.Config)}, WHERE)
+        for model in (RunConfig, method.Config):
+            resolve(model, {key: derived.value for key, derived in own.items()}, WHERE)
+        assert all(derived.reason for derived in own.values())
+
+
+def test_a_key_of_a_run_is_no_key_of_a_method():
     for name in trainers.__all__:
-        config = getattr(trainers, name).method_class.Config
-        types = get_type_hints(config)
-        for key, f in keys_of(config).items():
-            value = (types[f.name], f.metadata["low"], f.metadata["high"], f.metadata["choices"])
-            assert allowed.setdefault(key, value) == value, f"{key} of {name}"
+        assert not keys_of(RunConfig).keys() & keys_of(getattr(trainers, name).method_class.Config).keys(), name

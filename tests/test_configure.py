@@ -772,7 +772,8 @@ def test_needs_and_rows_in_words():
 
 
 def test_all_hyper_parameters_of_one_trainer(capsys):
-    from nnunet_semicon.configuration.config import RunConfig, keys_of
+    from nnunet_semicon.configuration.config import keys_of
+    from nnunet_semicon.configuration.run import RunConfig
     from nnunet_semicon.methods.sp_con import SPConConfig
 
     assert main(["trainers", "--long", "nnUNetTrainerSPCon"]) == 0

@@ -6,10 +6,18 @@ from pathlib import Path
 import pytest
 
 from nnunet_semicon import trainers
-from nnunet_semicon.configuration.resolved import as_table, differences, in_words, resolve_run
-from nnunet_semicon.configuration.rules import Derived, slice_extent
+from nnunet_semicon.configuration.derived import Derived
+from nnunet_semicon.configuration.resolved import (
+    as_table,
+    assignments,
+    changes,
+    changes_in_words,
+    in_words,
+    resolve_run,
+)
+from nnunet_semicon.configuration.rules import slice_extent
 from nnunet_semicon.errors import UserError
-from scripts.make_self_configuration import EXAMPLES, PAGE, example_meta, page, read_example, resolved
+from scripts.make_self_configuration import EXAMPLES, MARKED, PAGE, PAGES, example_meta, page, read_example, resolved
 from tests.harness import configure, make_trainer, run_until
 from tests.tiny import write_json
 
@@ -104,19 +112,29 @@ def test_the_table_is_aligned_and_readable():
     assert in_words(True) == "true"
 
 
-def test_the_page_is_in_step_with_the_rules():
-    written = PAGE.read_text()
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_pages_are_in_step_with_the_rules(path):
+    written = path.read_text()
     assert page(written) == written, "run `python scripts/make_self_configuration.py`"
 
 
+def test_every_method_with_a_paper_shows_what_the_paper_prints():
+    shown = {match["name"] for path in PAGES for match in MARKED.finditer(path.read_text())}
+    for name in trainers.__all__:
+        method = getattr(trainers, name).method_class
+        alike = [n for n in trainers.__all__ if getattr(trainers, n).method_class is method]
+        assert not method.paper or any(f"paper {n}" in shown for n in alike), name
+    assert {"hyper-parameters", "examples"} <= shown
+
+
 def test_the_page_says_which_defaults_are_a_trainers_own():
-    words = {
-        "CPS": "`second_network` plain_unet, `cross_loss` cross_entropy",
-        "MetaContrastPretrain": "`regularizer` none",
-        "SimCLRPretrain": "`regularizer` none, `lambda` position 0, patient 0, self 1, others 0",
-    }
     lines = [line for line in PAGE.read_text().splitlines() if " has other defaults: " in line]
-    assert lines == [f"`nnUNetTrainer{name}` has other defaults: {own}." for name, own in words.items()]
+    own = {line.split("`")[1]: line for line in lines}
+    assert "`second_network` plain_unet, `cross_loss` cross_entropy" in own["nnUNetTrainerCPS"]
+    assert "`regularizer` none" in own["nnUNetTrainerMetaContrastPretrain"]
+    assert "`lambda` position 0, patient 0, self 1, others 0" in own["nnUNetTrainerSimCLRPretrain"]
+    assert "`optimizer` adamw, `learning_rate` 0.001" in own["nnUNetTrainerSwinUNet"]
+    assert "nnUNetTrainerSupervisedControl" not in own
 
 
 @pytest.mark.parametrize("trainer", [SPCON, "nnUNetTrainerSupervisedControl", "nnUNetTrainerMCSC"])
@@ -140,7 +158,7 @@ def test_neither_the_number_of_ranks_nor_their_memory_is_a_setting(trainer):
     )
     stored = {key: derived.value for key, derived in first.settings.items()}
     for other in others:
-        assert differences(stored, other.settings) == []
+        assert other.changed(stored) == {}
     assert {run.rows.student_rows for run in others} != {first.rows.student_rows}
 
 
@@ -162,11 +180,76 @@ def test_rows_that_two_networks_cannot_share_are_said_to_be_too_many():
     assert reason.endswith("1 more than planned: the method's minimum; memory grows with it")
 
 
-def test_differences_name_what_changed_and_ignore_what_may():
-    stored = {"temperature": 0.07, "device": "cuda", "save_every": 50, "gone": 1}
-    now = {"temperature": Derived(0.1, ""), "device": Derived("cpu", ""), "save_every": Derived(5, "")}
-    assert differences(stored, now) == ["temperature was 0.07 and is now 0.1", "gone was 1 and is now null"]
-    assert differences({"temperature": 0.1}, {"temperature": Derived(0.1, "")}) == []
+def test_changes_name_what_changed_and_ignore_what_may():
+    then = {"temperature": 0.07, "device": "cuda", "save_every": 50, "gone": 1}
+    now = {"temperature": 0.1, "device": "cpu", "save_every": 5}
+    words = changes_in_words(changes(then, now))
+    assert words == ["temperature was 0.07 and is now 0.1", "gone was 1 and is now null"]
+    assert changes({"temperature": 0.1}, {"temperature": 0.1}) == {}
+
+
+def test_what_was_set_before_is_written_as_it_is_typed():
+    then = {"temperature": 0.07, "lambda": {"patient": 0.01}, "sampling": "exact", "seed": None, "balanced": True}
+    assert assignments(then) == "temperature=0.07 lambda.patient=0.01 sampling=exact seed=null balanced=true"
+
+
+def test_a_key_that_a_checkpoint_lacks_had_the_value_of_its_time():
+    """A checkpoint of a version without these keys goes on, unless one of them is set to something else."""
+    acdc = read_example("acdc")
+    new = ("optimizer", "learning_rate", "lr_schedule", "warmup", "encoder_lr_factor", "supervised_loss", "preset")
+    for trainer in (SPCON, "nnUNetTrainerSPConPretrain", "nnUNetTrainerSwinUNet", "nnUNetTrainerMCSC"):
+        now = resolved(acdc, "2d", trainer)
+        earlier = {key: derived.value for key, derived in now.settings.items() if key not in new}
+        earlier["window_size"] = [1, 2]  # a value that earlier checkpoints of PLGCL hold
+        assert now.changed(earlier) == {}, trainer
+        other = resolved(acdc, "2d", trainer, optimizer="adam", learning_rate=3e-5)
+        before = (now.run.optimizer, now.run.learning_rate)
+        assert other.changed(earlier) == {"optimizer": (before[0], "adam"), "learning_rate": (before[1], 3e-5)}
+
+
+def test_defaults_of_the_stage_are_nnunets_unless_the_method_names_others():
+    acdc = read_example("acdc")
+    control = resolved(acdc, "2d", "nnUNetTrainerSupervisedControl").run
+    values = (control.optimizer, control.learning_rate, control.lr_schedule, control.warmup, control.weight_decay)
+    assert values == ("sgd", 0.01, "poly", 0.0, 3e-5)
+    pretraining = resolved(acdc, "2d", "nnUNetTrainerSPConPretrain")
+    run = pretraining.run
+    assert (run.optimizer, run.learning_rate, run.lr_schedule, run.warmup, run.weight_decay) == (
+        "radam",
+        2e-4,
+        "cosine",
+        0.1,
+        1e-5,
+    )
+    assert pretraining.settings["optimizer"] == Derived("radam", "SP-Con's code")
+    assert resolved(acdc, "2d", "nnUNetTrainerSupervisedControl", optimizer="adam").run.learning_rate == 1e-3
+
+
+def test_preset_paper_sets_what_the_paper_prints_and_a_set_value_wins():
+    acdc = read_example("acdc")
+    run = resolved(acdc, "2d", SPCON, preset="paper", gamma_end=60.0)
+    assert run.settings["lambda_reg"] == Derived(0.1, "supplement 3.2 (ACDC)")
+    assert (run.run.optimizer, run.run.lr_schedule, run.run.supervised_loss) == ("radam", "cosine", "ce")
+    assert (run.config.gamma_start, run.config.gamma_end, run.config.queue_size) == (2.0, 60.0, 0)
+    assert run.settings["gamma_end"].reason == "set in the plans"
+    cps = resolved(acdc, "2d", "nnUNetTrainerCPS", preset="paper")
+    assert cps.config.cross_loss == "cross_entropy", "the trainer's own value stays"
+
+
+def test_partitions_can_be_set():
+    run = resolved(read_example("acdc"), "2d", SPCON, partitions=5)
+    assert run.facts.partitions == run.run.partitions == 5
+    assert run.settings["partitions"] == Derived(5, "set in the plans")
+
+
+@pytest.mark.parametrize("trainer", trainers.__all__)
+@pytest.mark.parametrize("preset", ["recommended", "paper"])
+def test_no_open_value_is_left(trainer, preset):
+    run = resolved(read_example("acdc"), "2d", trainer, preset=preset)
+    empty = {key for key, derived in run.settings.items() if derived.value is None}
+    assert empty <= {"seed", "swin_weights", "pixels", "gamma_start", "gamma_end"}
+    if "gamma_start" in empty:
+        assert run.config.regularizer == "none"
 
 
 def test_a_resumed_run_with_other_settings_is_refused_by_name(training, monkeypatch):
@@ -177,7 +260,8 @@ def test_a_resumed_run_with_other_settings_is_refused_by_name(training, monkeypa
     configure(training, "changed", "2d_short", temperature=0.2, save_every=7)
     written = Path(trainer.output_folder, "semicon_config.json").read_text()
     resumed = make_trainer(SPCON, "changed", continue_training=True)
-    with pytest.raises(SystemExit, match=r"temperature was 0.07 and is now 0.2.*configuration 'changed'"):
+    sentence = r"temperature was 0.07 and is now 0.2.*configuration 'changed'.*--set temperature=0.07`"
+    with pytest.raises(SystemExit, match=sentence):
         resumed.load_checkpoint(f"{trainer.output_folder}/checkpoint_latest.pth")
 
     assert Path(trainer.output_folder, "semicon_config.json").read_text() == written

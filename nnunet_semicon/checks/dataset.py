@@ -6,7 +6,7 @@ from os.path import basename, isdir, isfile, join
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_semicon.catalogue import check_block
+from nnunet_semicon.catalogue import check_settings
 from nnunet_semicon.checks.dataset_facts import Configuration, Dataset
 from nnunet_semicon.checks.findings import Finding, note, ok, problem, survived, together
 from nnunet_semicon.checks.raw import check_raw
@@ -87,7 +87,7 @@ def check_configuration(dataset: Dataset, plans: PlansManager, name: str) -> Ite
         return
     try:
         block = configuration.configuration.get(BLOCK, {})
-        check_block(block, f"the '{BLOCK}' block", dataset.label_columns)
+        check_settings(block, f"the '{BLOCK}' block", dataset.label_columns)
     except UserError as error:
         yield problem(str(error), "correct the block with `semicon configure`, or in the plans file")
     cases = dataset.preprocessed_cases(plans, name)

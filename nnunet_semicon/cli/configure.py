@@ -8,7 +8,7 @@ from typing import Any
 from nnunet_semicon.cli.key_values import nested, parse_seeds, refuse_overlap
 from nnunet_semicon.cli.settings import read_values, refuse_replacing, variants_of
 from nnunet_semicon.cli.tables import aligned
-from nnunet_semicon.configuration.config import BLOCK, RunConfig, keys_of
+from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.configuration.plans import (
     BATCH_SIZE,
     INHERITS,
@@ -140,7 +140,7 @@ def add(args: argparse.Namespace, place: Place) -> None:
     from nnunet_semicon.catalogue import find_trainer
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
-    values, grid = read_values(args, place)
+    values, grid = read_values(args, place, trainer if args.tr else None)
     seeds = None if args.seeds is None else parse_seeds(args.seeds)
     refuse_overlap(args.set, args.grid, seeds is not None)
     variants = variants_of(args.name, values, grid, seeds)
@@ -182,13 +182,12 @@ def print_notes(
     replaced: Sequence[str],
 ) -> None:
     """Say what is easily overlooked: keys the trainer does not use, copies in children, results of earlier values."""
-    from nnunet_semicon import trainers
+    from nnunet_semicon.catalogue import keys_of_trainer, users_of
 
-    used = {BATCH_SIZE, *keys_of(RunConfig), *keys_of(trainer.method_class.Config)}
+    used = {BATCH_SIZE, *keys_of_trainer(trainer)}
     for key in settings:
-        others = [name for name in trainers.__all__ if key in keys_of(getattr(trainers, name).method_class.Config)]
-        if key not in used and others:
-            print(f"note: {trainer.__name__} has no '{key}', which is for {', '.join(others)}")
+        if key not in used:
+            print(f"note: {trainer.__name__} has no '{key}', which is for {', '.join(users_of(key))}")
     existing = place.configurations
     children = [name for name in existing if existing[name].get(INHERITS) in replaced and name not in replaced]
     if children:
@@ -237,7 +236,7 @@ def show(args: argparse.Namespace, place: Place) -> None:
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
     device = args.device or DEFAULT_DEVICE
-    values, _ = read_values(args, place)
+    values, _ = read_values(args, place, trainer)
     refuse_cascade(place.configurations, args.c)
     plans, name, title = place.plans, args.c, args.c
     if values or args.name is not None:

@@ -15,28 +15,30 @@ from nnunet_semicon.workspace import Place, label_columns
 MOST_CONFIGURATIONS = 500  # of one command
 
 
-def read_values(args: argparse.Namespace, place: Place) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+def read_values(
+    args: argparse.Namespace, place: Place, trainer: Any = None
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """Return what ``--set`` and ``--grid`` say, checked; what the parent has is checked too, as it is copied.
 
     Raises:
         UserError: an unknown parent, an unknown key, or a value that is not allowed.
     """
-    from nnunet_semicon.catalogue import check_values, config_classes, list_settings
+    from nnunet_semicon.catalogue import check_settings, list_keys
     from nnunet_semicon.configuration.config import BLOCK
     from nnunet_semicon.configuration.plans import inherited_block, refuse_unknown
 
     refuse_unknown(place.plans, args.c)
     inherited = inherited_block(place.configurations, args.c)
-    lists = list_settings(config_classes())
+    lists = list_keys()
     values, grid = parse_settings(args.set, lists), parse_grid(args.grid, lists)
     varied = [nested({key: value}) for key, choices in grid.items() for value in choices]
     # the entries of an object (lambda) may be columns of the meta table, which is read only for them
     objects = any(isinstance(value, Mapping) for block in (inherited, values, *varied) for value in block.values())
     columns = label_columns(place) if objects else {}
-    check_values(inherited, f"the '{BLOCK}' block that configuration '{args.c}' has in {place.path}", columns)
-    check_values(values, "--set", columns)
+    check_settings(inherited, f"the '{BLOCK}' block that configuration '{args.c}' has in {place.path}", columns)
+    check_settings(values, "--set", columns, trainer)
     for block in varied:
-        check_values(block, "--grid", columns)
+        check_settings(block, "--grid", columns, trainer)
     return values, grid
 
 

@@ -1,15 +1,16 @@
 """``semicon trainers``: every trainer with one line, what it needs and what it costs."""
 
 import argparse
-from dataclasses import Field
 from typing import TYPE_CHECKING, Any
 
 from nnunet_semicon.cli.tables import aligned
-from nnunet_semicon.configuration.config import RunConfig, default_of, keys_of
+from nnunet_semicon.configuration.config import allowed, default_of, help_of, source_of
 from nnunet_semicon.configuration.plans import in_words
 
 if TYPE_CHECKING:
-    from nnunet_semicon.methods.base import Needs
+    from pydantic.fields import FieldInfo
+
+    from nnunet_semicon.configuration.needs import Needs
 
 EXAMPLE = """example:
   semicon trainers
@@ -71,31 +72,17 @@ def how_rows_are_spent(needs: "Needs") -> str:
 
 def hyper_parameters(name: str) -> str:
     """Return every hyper-parameter of a trainer: default, range or choices, meaning, source."""
-    from nnunet_semicon.catalogue import find_trainer
+    from nnunet_semicon.catalogue import find_trainer, keys_of_trainer
 
     trainer = find_trainer(name)
-    settings = {**keys_of(trainer.method_class.Config), **keys_of(RunConfig)}
-    defaults = {**{key: default_of(f) for key, f in settings.items()}, **trainer.defaults}
+    settings = keys_of_trainer(trainer)
+    of_method = {key: derived.value for key, derived in trainer.method_class.defaults.items()}
+    defaults = {**{key: default_of(f) for key, f in settings.items()}, **of_method, **trainer.defaults}
     rows = [["key", "default", "allowed", "meaning", "source"]]
     rows += [_row(key, defaults[key], f) for key, f in settings.items()]
     rows.append(["batch_size", "planned", "at least 1", "rows per step (nnU-Net's own key)", "nnU-Net"])
     return f"{summary(name)}\n\n{aligned(rows)}\n\nSet them with `semicon configure --set KEY=VALUE`."
 
 
-def _row(key: str, default: Any, config_field: "Field[Any]") -> list[str]:
-    metadata = config_field.metadata
-    return [key, in_words(default), allowed(config_field), metadata["help"], metadata["source"]]
-
-
-def allowed(config_field: "Field[Any]") -> str:
-    """Return the range or the choices of a setting, in words."""
-    low, high, choices = (config_field.metadata[key] for key in ("low", "high", "choices"))
-    if choices:
-        return ", ".join(choices)
-    if isinstance(default_of(config_field), bool):
-        return "true, false"
-    if low is not None and high is not None:
-        return f"{low:g} to {high:g}"
-    if low is not None:
-        return f"at least {low:g}"
-    return "any" if high is None else f"at most {high:g}"
+def _row(key: str, default: Any, field: "FieldInfo") -> list[str]:
+    return [key, in_words(default), allowed(field), help_of(field), source_of(field)]

@@ -1,18 +1,38 @@
-"""Hyper-parameters: typed defaults, overridden by the ``semicon`` block of a configuration in the plans file.
+"""Settings: typed models, filled from the ``semicon`` block of a configuration in the plans file.
 
-Every field of a config dataclass is declared with :func:`setting`, which carries its meaning, range and source. A
-block is a flat JSON object, e.g. ``{"num_epochs": 6, "temperature": 0.1, "lambda": {"patient": 0.01}}``. A trailing
-underscore of a field name is dropped in the block (``lambda`` is a Python keyword).
+A block is a flat JSON object, e.g. ``{"num_epochs": 6, "temperature": 0.1, "lambda": {"patient": 0.01}}``. Every
+field of a model is declared with :func:`setting` or :func:`open_setting`, which carry its meaning, range and source.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from nnunet_semicon.errors import UserError, listing, nearest
 
-T = TypeVar("T")
 BLOCK = "semicon"
+Weights = dict[str, Annotated[float, Field(ge=0)]]  # name -> weight
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
+def _key(name: str) -> str:
+    """Drop a trailing underscore: ``lambda`` is a Python keyword."""
+    return name.rstrip("_")
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and as strict as JSON: ``"6"`` and ``true`` are no numbers."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, alias_generator=_key, populate_by_name=True
+    )
+
+
+S = TypeVar("S", bound=Settings)
 
 
 def setting(
@@ -21,50 +41,123 @@ def setting(
     *,
     low: float | None = None,
     high: float | None = None,
-    choices: tuple[str, ...] | None = None,
     source: str = "",
     columns: bool = False,
+    before: Any = None,
 ) -> Any:
-    """Declare a config field: default, meaning (with unit), closed range or choices, source of the default.
+    """Declare a field: default, meaning (with unit), closed range, source of the default.
 
-    ``columns``: the entries of an object may also be columns of the meta table.
+    Args:
+        default: value where nothing is set.
+        help: meaning, with unit.
+        low: smallest value.
+        high: largest value.
+        source: paper or code that the default comes from.
+        columns: the entries of an object may also be columns of the meta table.
+        before: value that equals the behavior of versions without this key; None: the default.
     """
-    metadata = {"help": help, "low": low, "high": high, "choices": choices, "source": source, "columns": columns}
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
+    extra: dict[str, Any] = {"source": source, "columns": columns, "before": before, "open": False}
+    return Field(default, description=help, ge=low, le=high, json_schema_extra=extra)
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """What every trainer obeys, the supervised control too; lengths are nnU-Net's own."""
-
-    num_epochs: int = setting(1000, "epochs of the run", low=1, source="nnU-Net")
-    num_iterations_per_epoch: int = setting(250, "training steps per epoch", low=1, source="nnU-Net")
-    num_val_iterations_per_epoch: int = setting(50, "validation batches per epoch", low=1, source="nnU-Net")
-    save_every: int = setting(50, "epochs between two checkpoint_latest.pth", low=1, source="nnU-Net")
-    seed: int | None = setting(None, "seed of network, sampling and augmentation; null: a new one every time", low=0)
-    labeled_per_step: int | None = setting(
-        None, "labeled images per training step (all ranks together); null: derived from the batch size", low=1
-    )
-    cutout: bool = setting(False, "overwrite one random box, up to a quarter of each side, in half of the strong views")
+def open_setting(help: str, *, low: float | None = None, high: float | None = None, source: str = "") -> Any:
+    """Declare a field without a default: a rule fills it where it is not set, so that nobody reads an open value."""
+    extra: dict[str, Any] = {"source": source, "columns": False, "before": None, "open": True}
+    return Field(None, description=help, ge=low, le=high, json_schema_extra=extra)
 
 
-def key_of(config_field: "Field[Any]") -> str:
-    """Return the key under which a field stands in a ``semicon`` block."""
-    return config_field.name.rstrip("_")
+# --- what is declared --------------------------------------------------------------------------------------------
 
 
-def keys_of(config_class: type) -> dict[str, "Field[Any]"]:
-    """Return block key -> dataclass field of a config class."""
-    return {key_of(f): f for f in fields(config_class)}
+def keys_of(settings: type[Settings]) -> dict[str, FieldInfo]:
+    """Return key of the block -> field."""
+    return {_key(name): field for name, field in settings.model_fields.items()}
 
 
-def default_of(config_field: "Field[Any]") -> Any:
-    """Return a field's default value."""
-    if config_field.default_factory is not MISSING:
-        return config_field.default_factory()
-    return config_field.default
+def value_of(settings: Settings, key: str) -> Any:
+    """Return the value of a key."""
+    name = next(name for name in type(settings).model_fields if _key(name) == key)
+    return getattr(settings, name)
+
+
+def default_of(field: FieldInfo) -> Any:
+    """Return the default of a field, None where it is open."""
+    return field.get_default(call_default_factory=True)
+
+
+def help_of(field: FieldInfo) -> str:
+    """Return the meaning of a field, with its unit."""
+    return field.description or ""
+
+
+def source_of(field: FieldInfo) -> str:
+    """Return the paper or code that the default of a field comes from."""
+    return str(_extra(field)["source"])
+
+
+def is_open(field: FieldInfo) -> bool:
+    """Return whether a rule fills a field that is not set."""
+    return bool(_extra(field)["open"])
+
+
+def before(field: FieldInfo) -> Any:
+    """Return the value that equals the behavior of versions without the key, None where that is the default."""
+    return _extra(field)["before"]
+
+
+def choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """Return the allowed texts of a field, none where it is not a choice."""
+    return next((get_args(kind) for kind in _kinds(field) if get_origin(kind) is Literal), ())
+
+
+def bounds_of(field: FieldInfo) -> tuple[float | None, float | None]:
+    """Return the smallest and the largest value of a field, of an object those of its entries."""
+    entries = next((get_args(kind)[1] for kind in _kinds(field) if get_origin(kind) is dict), None)
+    metadata = field.metadata if entries is None else _metadata(entries)
+    low = next((m.ge for m in metadata if getattr(m, "ge", None) is not None), None)
+    high = next((m.le for m in metadata if getattr(m, "le", None) is not None), None)
+    return low, high
+
+
+def allowed(field: FieldInfo) -> str:
+    """Return the range or the choices of a field, in words."""
+    choices, (low, high) = choices_of(field), bounds_of(field)
+    if choices:
+        return ", ".join(choices)
+    if bool in _kinds(field):
+        return "true, false"
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if low is not None:
+        return f"at least {low:g}"
+    return "any" if high is None else f"at most {high:g}"
+
+
+def is_list(field: FieldInfo) -> bool:
+    """Return whether the value of a field is a list."""
+    return any(get_origin(kind) in (list, tuple) for kind in _kinds(field))
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    extra = field.json_schema_extra
+    assert isinstance(extra, dict), "declare the field with setting() or open_setting()"
+    return extra
+
+
+def _kinds(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the types of a field, without None."""
+    kind = field.annotation
+    if get_origin(kind) in (Literal, dict, list, tuple) or not get_args(kind):
+        return (kind,)
+    return tuple(part for part in get_args(kind) if part is not NoneType)
+
+
+def _metadata(kind: Any) -> list[Any]:
+    """Return what an annotated type carries."""
+    return FieldInfo.from_annotation(kind).metadata
+
+
+# --- reading a block ---------------------------------------------------------------------------------------------
 
 
 def check_keys(block: Mapping[str, Any], known: Iterable[str], where: str) -> None:
@@ -83,93 +176,73 @@ def check_keys(block: Mapping[str, Any], known: Iterable[str], where: str) -> No
 
 
 def resolve(
-    config_class: type[T], block: Mapping[str, Any], where: str, columns: Mapping[str, str | None] | None = None
-) -> T:
-    """Return ``config_class`` with the values of ``block``; keys of other classes are left alone.
+    settings: type[S], block: Mapping[str, Any], where: str, columns: Mapping[str, str | None] | None = None
+) -> S:
+    """Return ``settings`` with the values of ``block``; keys of other models are left alone.
 
     Args:
-        config_class: a frozen dataclass declared with :func:`setting`.
-        block: the ``semicon`` block; a mapping value is merged over the default mapping.
+        settings: a model of settings.
+        block: the ``semicon`` block; an object is merged over the default object.
         where: file and configuration, for the error message.
-        columns: column of the meta table -> why it cannot be a label, or None if it can. These names may stand in a
-            mapping (``lambda``) beside those of its default.
+        columns: column of the meta table -> why it cannot be a label, or None if it can. These names may stand in an
+            object (``lambda``) beside those of its default.
 
     Raises:
         UserError: a value of the wrong type or outside its documented range, or a column that cannot be a label.
     """
-    hints = get_type_hints(config_class)
     values = {}
-    for key, config_field in keys_of(config_class).items():
-        if key not in block:
+    for key, field in keys_of(settings).items():
+        if key not in block or (block[key] is None and is_open(field)):
             continue
-        value = checked(key, block[key], config_field, hints[config_field.name], where, columns or {})
-        if isinstance(value, dict):
-            value = {**default_of(config_field), **value}
-        values[config_field.name] = value
-    return config_class(**values)
+        value = block[key]
+        if any(get_origin(kind) is dict for kind in _kinds(field)):
+            value = _merged(key, value, field, where, (columns or {}) if _extra(field)["columns"] else {})
+        values[key] = value
+    try:
+        return settings.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors()[0], settings, where)) from None
 
 
-def checked(
-    key: str, value: Any, config_field: "Field[Any]", hint: Any, where: str, columns: Mapping[str, str | None]
-) -> Any:
-    """Return ``value`` in the field's type.
+def _merged(key: str, value: Any, field: FieldInfo, where: str, columns: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return an object over its default; its names must be those of the default, or columns.
 
     Raises:
-        UserError: wrong type, outside the range, or not one of the choices.
+        UserError: it is no object, a name is unknown, or a weight is given to a column that cannot be a label.
     """
-    allowed = get_args(hint) or (hint,)
-    if value is None and type(None) in allowed:
-        return None
-    if isinstance(default_of(config_field), dict):
-        return _checked_mapping(key, value, config_field, where, columns if config_field.metadata["columns"] else {})
-    if float in allowed and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    expected = next(t for t in allowed if t is not type(None))
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise UserError(
-            f"'{key}' in {where} is {value!r}, expected {_article(expected)}: {config_field.metadata['help']}"
-        )
-    choices = config_field.metadata["choices"]
-    if choices and value not in choices:
-        raise UserError(f"'{key}' in {where} is {value!r}, expected one of {', '.join(choices)}")
-    _check_range(key, value, config_field, where)
-    return value
-
-
-def _checked_mapping(
-    key: str, value: Any, config_field: "Field[Any]", where: str, columns: Mapping[str, str | None]
-) -> dict[str, float]:
-    default = default_of(config_field)
+    default = default_of(field) or {}
     known = dict.fromkeys([*default, *columns])
     if not isinstance(value, Mapping):
-        example = next(iter(default))
+        example = next(iter(default), "1")
         raise UserError(f"'{key}' in {where} is {value!r}, expected an object such as {{\"{example}\": 0.01}}")
     for name, number in value.items():
-        if name not in known:
+        if known and name not in known:
             more = " (`semicon meta -d DATASET` shows the meta-labels of a dataset)"
             raise UserError(
                 f"unknown entry '{key}.{name}' in {where}{nearest(name, known)}; known are {listing(known)}"
-                f"{more if config_field.metadata['columns'] else ''}"
+                f"{more if _extra(field)['columns'] else ''}"
             )
-        if isinstance(number, bool) or not isinstance(number, int | float):
-            raise UserError(f"'{key}.{name}' in {where} is {number!r}, expected a number")
-        _check_range(f"{key}.{name}", number, config_field, where)
-        if number > 0 and columns.get(name) is not None:
+        if columns.get(name) is not None and number != 0:
             raise UserError(
                 f"'{key}.{name}' in {where} asks for a meta-label that cannot be used ({columns[name]}): "
                 f"leave it out, or correct the column (`semicon meta -d DATASET`)"
             )
-    return {name: float(number) for name, number in value.items()}
+    return {**default, **value}
 
 
-def _check_range(key: str, value: Any, config_field: "Field[Any]", where: str) -> None:
-    low, high = config_field.metadata["low"], config_field.metadata["high"]
-    if (low is not None and value < low) or (high is not None and value > high):
+def _sentence(error: ErrorDetails, settings: type[Settings], where: str) -> str:
+    """Return what pydantic found, in our words."""
+    key, *inner = map(str, error["loc"])
+    field = keys_of(settings)[_key(key)]
+    name, value = ".".join([key, *inner]), error["input"]
+    choices, (low, high) = choices_of(field), bounds_of(field)
+    start = f"'{name}' in {where} is {value!r}, expected"
+    if error["type"] == "literal_error":
+        return f"{start} one of {', '.join(choices)}"
+    if error["type"] in ("greater_than_equal", "less_than_equal"):
         bounds = (
             f"at least {low}" if high is None else f"at most {high}" if low is None else f"between {low} and {high}"
         )
-        raise UserError(f"'{key}' in {where} is {value!r}, expected {bounds}: {config_field.metadata['help']}")
-
-
-def _article(expected: type) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[expected]
+        return f"{start} {bounds}: {help_of(field)}"
+    kind = next((WORDS[kind] for kind in _kinds(field) if kind in WORDS), "a number")
+    return f"{start} {kind}" if inner else f"{start} {kind}: {help_of(field)}"

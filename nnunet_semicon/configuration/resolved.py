@@ -1,36 +1,45 @@
-"""From plans, fingerprint, meta table, method and device to every hyper-parameter of a run, each with its reason."""
+"""From plans, fingerprint, meta table, method and device to every hyper-parameter of a run, each with its reason.
+
+block of the plans -> settings of this trainer's method -> filled by its rules -> method, table, checkpoint
+"""
 
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from nnunet_semicon.configuration import rules
 from nnunet_semicon.configuration.architecture import SWIN, unet_architecture
-from nnunet_semicon.configuration.config import BLOCK, RunConfig, key_of, resolve
+from nnunet_semicon.configuration.config import BLOCK, Settings, before, default_of, keys_of, resolve, source_of
 from nnunet_semicon.configuration.cost import NetworkCost, network_cost
-from nnunet_semicon.configuration.rules import SET, Derived, Facts
+from nnunet_semicon.configuration.derived import SET, Derived, Filled, settings_of
+from nnunet_semicon.configuration.facts import Facts
+from nnunet_semicon.configuration.needs import Needs
+from nnunet_semicon.configuration.run import RunConfig, learning_rate
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.meta_labels.table import POSITION, MetaColumn, MetaTable
 
 # a resumed run may differ in these: they change neither the data nor the weights of the finished run
 MAY_CHANGE = ("device", "save_every", "student_rows")
+RETIRED = ("window_size",)  # keys of earlier checkpoints that were never settings
 
 
 class MethodRules(Protocol):
     """What is needed of a method's class."""
 
-    Config: ClassVar[Any]
+    Config: ClassVar[type[Settings]]
+    defaults: ClassVar[Mapping[str, Derived]]
+    paper: ClassVar[Mapping[str, Derived]]
 
     @classmethod
-    def needs_of(cls, config: Any) -> Any:
+    def needs_of(cls, config: Any) -> Needs:
         """Return what the method asks of the trainer."""
         ...
 
     @classmethod
-    def derive(cls, config: Any, facts: Facts) -> dict[str, Derived]:
-        """Return what the config leaves open."""
+    def derive(cls, config: Any, facts: Facts) -> Filled[Any]:
+        """Return the config with its open values filled."""
         ...
 
 
@@ -39,24 +48,40 @@ class Resolved:
     """A run, resolved.
 
     Attributes:
-        run: settings of every trainer.
-        config: settings of the method (an instance of its ``Config``).
+        run: settings of every trainer; no value is open.
+        config: settings of the method (an instance of its ``Config``); no value is open.
         needs: what the method asks of the trainer with these settings.
         rows: how this rank spends the rows of a step.
         facts: what the method's own rules looked at.
         columns: columns of the meta table that serve as labels.
-        derived: hyper-parameter of the method -> value and reason, where the config left it open.
+        reasons: key -> reason of what the method's own rules filled.
         settings: every hyper-parameter with its reason, in the order in which it is printed.
+        unset: key -> value where the user sets nothing.
+        unused: keys of the block that only other trainers know.
     """
 
     run: RunConfig
-    config: Any
-    needs: Any
+    config: Settings
+    needs: Needs
     rows: rules.RowPlan
     facts: Facts
     columns: Mapping[str, MetaColumn]
-    derived: Mapping[str, Derived]
+    reasons: Mapping[str, str]
     settings: Mapping[str, Derived]
+    unset: Mapping[str, Any]
+    unused: tuple[str, ...]
+
+    def changed(self, stored: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """Return key -> value in a checkpoint and now, where they differ.
+
+        A key that the checkpoint lacks had the value that equals the behavior of its time.
+
+        Args:
+            stored: hyper-parameter -> value, from the checkpoint.
+        """
+        kept = {key: value for key, value in stored.items() if key not in RETIRED}
+        then = {**{key: self.unset.get(key) for key in self.settings}, **kept}
+        return changes(then, {key: derived.value for key, derived in self.settings.items()})
 
 
 def resolve_run(
@@ -89,17 +114,21 @@ def resolve_run(
         UserError: a value of the ``semicon`` block is refused.
     """
     block = configuration.get(BLOCK, {})
-    own = defaults or {}
-    columns = meta.label_columns() if meta else {}
-    run = resolve(RunConfig, block, where, columns)
-    config = resolve(method.Config, overlaid(own, block), where, columns)
+    label_columns = meta.label_columns() if meta else {}
+    own = _own_defaults(method, defaults or {}, block.get("preset"))
+    values = overlaid({key: derived.value for key, derived in own.items()}, block)
+    run = resolve(RunConfig, values, where, label_columns)
+    config = resolve(method.Config, values, where, label_columns)
     needs = method.needs_of(config)
 
     batch_size = configuration["batch_size"]
     partitions = partitions_of(configuration, plans, fingerprint)
+    if run.partitions is not None:
+        partitions = Derived(run.partitions, SET)
+    labeled_per_step: int | None = run.labeled_per_step  # still open, where it is not set
 
     def rows_of(share: int) -> rules.RowPlan:
-        labeled = run.labeled_per_step and max(1, run.labeled_per_step * share // batch_size)
+        labeled = labeled_per_step and max(1, labeled_per_step * share // batch_size)
         return rules.plan_rows(
             share,
             labeled,
@@ -115,34 +144,43 @@ def resolve_run(
     second = None if needs.second_network is None else _second_cost(needs.second_network, configuration, cost)
     fitting = rules.fitting_rows(planned, cost, second, memory)
     rows, all_rows = rows_of(fitting.value), rows_of(batch_size)
-    facts = _facts(partitions, columns, all_rows, cost)
+    facts = _facts(partitions, label_columns, all_rows, cost)
     try:
-        derived = {key: _with_origin(value, key in block) for key, value in method.derive(config, facts).items()}
+        filled = method.derive(config, facts)
     except UserError as error:
         raise UserError(f"{error} (in {where})") from None
 
-    settings = {}
-    for instance in (run, config):
-        for f in fields(instance):
-            key = key_of(f)
-            reason = SET if key in block else "default of this trainer" if key in own else f.metadata["source"]
-            reason = reason or "default"
-            settings[key_of(f)] = Derived(getattr(instance, f.name), reason)
-    settings |= {
+    filled_run = (
+        Filled(run)
+        .fill(partitions=partitions, learning_rate=learning_rate(run.optimizer))
+        .replace(labeled_per_step=Derived(all_rows.labeled, all_rows.reason))
+    )
+    settings = {
+        **_with_reasons(filled_run, block, own),
+        **_with_reasons(filled, block, own),
         "batch_size": Derived(batch_size, "planned by nnU-Net, or set in the plans"),
-        "labeled_per_step": Derived(all_rows.labeled, all_rows.reason),
         "student_rows": Derived(rows.student_rows, _rows_in_words(rows, all_rows, fitting)),
         "slice_axis": rules.slice_axis(plans["transpose_forward"]),
-        "partitions": partitions,
-        **derived,
         "device": Derived(device, "no value depends on it" if second is None else "rows depend on its memory"),
     }
     used = {name: meta.columns[name] for name in meta.labels()} if meta else {}
-    return Resolved(run, config, needs, rows, facts, used, derived, settings)
+    unused = tuple(key for key in block if key not in settings)
+    return Resolved(
+        filled_run.config,
+        filled.config,
+        needs,
+        rows,
+        facts,
+        used,
+        filled.reasons,
+        settings,
+        _unset(method, defaults or {}, block, settings),
+        unused,
+    )
 
 
 def overlaid(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a ``semicon`` block over the defaults of a trainer; objects are merged entry by entry."""
+    """Return a ``semicon`` block over defaults; objects are merged entry by entry."""
     merged = {**defaults, **block}
     for key, value in defaults.items():
         if isinstance(value, Mapping) and isinstance(merged[key], Mapping):
@@ -177,6 +215,9 @@ def read_fingerprint(preprocessed_dataset: str) -> dict[str, Any] | None:
         ) from None
 
 
+# --- in words ----------------------------------------------------------------------------------------------------
+
+
 def as_table(settings: Mapping[str, Derived]) -> str:
     """Return one aligned line per hyper-parameter: key, value, reason."""
     rows = [(key, in_words(value), reason) for key, (value, reason) in settings.items()]
@@ -193,20 +234,69 @@ def in_words(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def differences(stored: Mapping[str, Any], settings: Mapping[str, Derived]) -> list[str]:
-    """Return in words what differs between the settings of a checkpoint and those of the run that goes on from it.
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return key -> value then and now, where they differ in a way that matters to a resumed run."""
+    keys = [key for key in {**then, **now} if key not in MAY_CHANGE]
+    return {key: (then.get(key), now.get(key)) for key in keys if then.get(key) != now.get(key)}
 
-    Args:
-        stored: hyper-parameter -> value, from the checkpoint.
-        settings: of the present run.
-    """
-    now = {key: derived.value for key, derived in settings.items()}
-    keys = [key for key in {**stored, **now} if key not in MAY_CHANGE]
-    return [
-        f"{key} was {in_words(stored.get(key))} and is now {in_words(now.get(key))}"
-        for key in keys
-        if stored.get(key) != now.get(key)
-    ]
+
+def changes_in_words(changed: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Return ``'key was ... and is now ...'`` of every change."""
+    return [f"{key} was {in_words(then)} and is now {in_words(now)}" for key, (then, now) in changed.items()]
+
+
+def assignments(values: Mapping[str, Any]) -> str:
+    """Return values as the words after ``--set``."""
+    words = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            words += [f"{key}.{name}={json.dumps(entry)}" for name, entry in value.items()]
+        else:
+            words.append(f"{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return " ".join(words)
+
+
+# --- parts -------------------------------------------------------------------------------------------------------
+
+
+def _own_defaults(method: type[MethodRules], of_trainer: Mapping[str, Any], preset: str | None) -> dict[str, Derived]:
+    """Return key -> what method, preset and trainer set in the place of the common defaults; later ones win."""
+    paper = method.paper if preset == "paper" else {}
+    named = {key: Derived(value, "default of this trainer") for key, value in of_trainer.items()}
+    return {**method.defaults, **paper, **named}
+
+
+def _with_reasons(filled: Filled[Any], block: Mapping[str, Any], own: Mapping[str, Derived]) -> dict[str, Derived]:
+    """Return key -> value and where it comes from: the user, a rule, the method, or the common default."""
+    settings = {}
+    for key, value in settings_of(filled.config).items():
+        rule = filled.reasons.get(key)
+        if block.get(key) is not None or (key in block and rule is None):
+            reason = SET if rule is None else f"{SET}; {rule}"
+        elif rule is not None:
+            reason = rule
+        elif key in own:
+            reason = own[key].reason
+        else:
+            reason = source_of(keys_of(type(filled.config))[key]) or "default"
+        settings[key] = Derived(value, reason)
+    return settings
+
+
+def _unset(
+    method: type[MethodRules], of_trainer: Mapping[str, Any], block: Mapping[str, Any], settings: Mapping[str, Derived]
+) -> dict[str, Any]:
+    """Return key -> value where the user sets nothing, as it was before there was the key."""
+    own = _own_defaults(method, of_trainer, preset=None)
+    unset = {}
+    for key, field in {**keys_of(RunConfig), **keys_of(method.Config)}.items():
+        earlier = before(field)
+        unset[key] = own[key].value if key in own else default_of(field) if earlier is None else earlier
+        if unset[key] is None and key not in block:
+            unset[key] = settings[key].value  # what a rule gives
+    if unset["learning_rate"] is None:
+        unset["learning_rate"] = learning_rate(unset["optimizer"]).value
+    return unset
 
 
 def _second_cost(kind: str, configuration: Mapping[str, Any], planned: NetworkCost) -> NetworkCost:
@@ -214,12 +304,6 @@ def _second_cost(kind: str, configuration: Mapping[str, Any], planned: NetworkCo
     if kind == SWIN:
         return planned
     return network_cost({**configuration, "architecture": unet_architecture(kind, configuration["architecture"])})
-
-
-def _with_origin(derived: Derived, is_set: bool) -> Derived:
-    if not is_set or derived.reason == SET:
-        return derived
-    return derived._replace(reason=f"{SET}; {derived.reason}")
 
 
 def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan, network: NetworkCost) -> Facts:

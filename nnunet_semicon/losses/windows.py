@@ -13,6 +13,7 @@ Deviations: listed in docs/methods/plgcl.md.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from nnunet_semicon.losses.precision import at_least_float32, full_precision
 CELLS = 8  # along each axis, at most
 LEAST_PIXELS = 10  # of a class in a window that is drawn for it (authors' code: boxes of more than 10 pixels)
 LEAST_WEIGHT = 1e-3  # of a window, before normalization (authors' code)
-GUIDANCE = ("entropy", "confidence", "cosine", "none")
+Guidance = Literal["entropy", "confidence", "cosine", "none"]
 
 
 @dataclass(frozen=True)

@@ -11,43 +11,14 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts, Stage
+from nnunet_semicon.configuration.config import Settings
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
+from nnunet_semicon.configuration.needs import Needs
 from nnunet_semicon.data.batch import TwoStreamBatch
 
 Logits = Tensor | list[Tensor]
 SupervisedLoss = Callable[[Logits, Tensor | list[Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks of the trainer.
-
-    Attributes:
-        views: views the loader makes of each unlabeled image (0: the method uses none).
-        student_views: rows of the student's forward pass per unlabeled image.
-        labeled_views: rows of the student's forward pass per labeled image.
-        shared_geometry: all views show the same voxels.
-        weak_view: view 0 keeps its intensities, for a teacher or for pseudo-labels.
-        draw_all: the unlabeled stream draws from the labeled training cases too (never their labels).
-        sample_scans: draw scans x partitions instead of single images.
-        meta: the method reads ``batch.meta``.
-        taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
-        stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
-        second_network: kind of the network that trains beside the student on every row; None: there is none.
-    """
-
-    views: int = 0
-    student_views: int = 0
-    labeled_views: int = 1
-    shared_geometry: bool = True
-    weak_view: bool = True
-    draw_all: bool = False
-    sample_scans: bool = False
-    meta: bool = False
-    taps: tuple[str, ...] = ()
-    stage: Stage = "joint"
-    second_network: str | None = None
 
 
 @dataclass(frozen=True)
@@ -74,7 +45,6 @@ class BuildContext:
     Attributes:
         network: the plain student (neither compiled nor wrapped); build teachers from it at once.
         facts: what the plans and the data say: rows of a step, partitions, meta-labels.
-        derived: what :meth:`Method.derive` returned.
         has_regions: sigmoid heads instead of softmax.
         n_heads: classes, background included, or regions.
         ignore_label: value of the target that marks pixels to be ignored, or None.
@@ -87,7 +57,6 @@ class BuildContext:
 
     network: nn.Module
     facts: Facts
-    derived: Mapping[str, Derived]
     has_regions: bool
     n_heads: int
     ignore_label: int | None
@@ -146,17 +115,21 @@ class Method(nn.Module):
     """A method. Subclasses define ``Config``, ``needs``, ``cost``, ``scalar_names`` and :meth:`compute`.
 
     Args:
-        config: an instance of ``Config``.
+        config: an instance of ``Config`` whose open values are filled.
         build: see :class:`BuildContext`.
 
     Attributes:
+        defaults: settings of the run -> value that this method has in the place of nnU-Net's, and its source.
+        paper: key -> value of ``preset=paper``: as printed, or as in the authors' code where nothing is printed.
         cost: what a step costs beyond the rows of the student, in words.
         scalar_names: the keys of ``StepOutput.scalars``.
         show: what :meth:`snapshot` shows; None: nothing.
     """
 
-    Config: ClassVar[type[Any]]
+    Config: ClassVar[type[Settings]]
     needs: ClassVar[Needs] = Needs()
+    defaults: ClassVar[Mapping[str, Derived]] = {}
+    paper: ClassVar[Mapping[str, Derived]] = {}
     cost: ClassVar[str]
     scalar_names: tuple[str, ...] = ()
     show: Show | None = None
@@ -171,9 +144,9 @@ class Method(nn.Module):
         return cls.needs
 
     @classmethod
-    def derive(cls, config: Any, facts: Facts) -> dict[str, Derived]:
-        """Return hyper-parameter -> value and reason for what ``config`` leaves open; a pure function."""
-        return {}
+    def derive(cls, config: Any, facts: Facts) -> Filled[Any]:
+        """Return the config with its open values filled, and the reasons; a pure function."""
+        return Filled(config)
 
     def on_train_start(self, student_module: nn.Module) -> None:
         """Called before the first step of a new (not resumed) run: copy the student into every teacher."""
@@ -211,24 +184,16 @@ class Method(nn.Module):
         return []
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Optimizer and schedule of a pre-training: RAdam, linear warm-up, cosine (SP-Con supplement, Fig. 5)."""
-
-    optimizer: str = setting(
-        "radam", "optimizer of the pre-training", choices=("radam", "adam"), source="SP-Con's code"
-    )
-    learning_rate: float = setting(
-        2e-4, "largest learning rate", low=0, source="SP-Con's code; the supplement prints 100 times that"
-    )
-    warmup: float = setting(
-        0.1, "part of the run over which the learning rate grows", low=0, high=1, source="supplement, Fig. 5"
-    )
-    weight_decay: float = setting(1e-5, "weight decay of the optimizer", low=0, source="SP-Con's code")
-
-
 class PretrainMethod(Method):
-    """A method that segments nothing yet; ``Config`` is a :class:`PretrainConfig`."""
+    """A method that segments nothing yet, with the optimizer of SP-Con's pre-training."""
+
+    defaults: ClassVar[Mapping[str, Derived]] = {
+        "optimizer": Derived("radam", "SP-Con's code"),
+        "learning_rate": Derived(2e-4, "SP-Con's code; the supplement prints 100 times that"),
+        "lr_schedule": Derived("cosine", "supplement, Fig. 5"),
+        "warmup": Derived(0.1, "supplement, Fig. 5"),
+        "weight_decay": Derived(1e-5, "SP-Con's code"),
+    }
 
     def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Return name -> () of one batch of validation images; ``loss`` among them, lower is better."""

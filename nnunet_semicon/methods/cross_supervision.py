@@ -10,13 +10,15 @@ planned network; ``semicon export --network second`` gives the other one.
 Deviations: listed in docs/methods/cross_supervision.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.losses.cross_supervision import cross_dice, cross_entropy
 from nnunet_semicon.losses.schedules import sigmoid_rampup
@@ -38,14 +40,12 @@ from nnunet_semicon.methods.second_network import (
 )
 
 
-@dataclass(frozen=True)
 class CrossSupervisionConfig(SecondNetworkConfig):
     """Hyper-parameters of cross supervision."""
 
-    cross_loss: str = setting(
+    cross_loss: Literal["dice", "cross_entropy"] = setting(
         "dice",
         "how a network learns from the other's prediction",
-        choices=("dice", "cross_entropy"),
         source="cross teaching: Dice; CPS: cross-entropy",
     )
     lambda_cross: float = setting(0.1, "final weight of the cross supervision", low=0, source="SSL4MIS")
@@ -54,11 +54,21 @@ class CrossSupervisionConfig(SecondNetworkConfig):
     )
 
 
+PAPER = {
+    "optimizer": Derived("sgd", "SSL4MIS"),
+    "learning_rate": Derived(1e-2, "SSL4MIS"),
+    "weight_decay": Derived(1e-4, "SSL4MIS"),
+    "lambda_cross": Derived(0.1, "SSL4MIS"),
+    "rampup": Derived(1.0, "SSL4MIS: the whole run"),
+}
+
+
 class CrossSupervision(Method):
     """Each network learns on unlabeled images what the other one predicts there."""
 
     Config = CrossSupervisionConfig
     needs = Needs(views=1, student_views=1)
+    paper = PAPER
     cost = "the second network: its forward and backward pass, and its validation at the end"
     scalar_names = BothLosses._fields
 
@@ -74,8 +84,8 @@ class CrossSupervision(Method):
         return replace(cls.needs, second_network=config.second_network)
 
     @classmethod
-    def derive(cls, config: CrossSupervisionConfig, facts: Facts) -> dict[str, Derived]:
-        """Return the learning rate of the second network."""
+    def derive(cls, config: CrossSupervisionConfig, facts: Facts) -> Filled[CrossSupervisionConfig]:
+        """Fill in the learning rate of the second network."""
         return derive(config)
 
     def second_network(self) -> nn.Module:

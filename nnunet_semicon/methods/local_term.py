@@ -5,13 +5,17 @@ The joint method (:mod:`nnunet_semicon.methods.supervised_local`) and the pre-tr
 :mod:`nnunet_semicon.losses.local_contrast` (Hu et al., MICCAI 2021).
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts, pixel_contrast
+from nnunet_semicon.configuration.config import Settings, Weights, open_setting, setting
+from nnunet_semicon.configuration.cost import NetworkCost
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import resized_classes
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE
@@ -22,35 +26,42 @@ from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.taps import decoder_tap
 
 HIDDEN = 256  # channels between the two layers of a head (Hu's code)
+PUBLISHED_STRIDE = 4  # section 2.2
 
 
-@dataclass(frozen=True)
-class LocalConfig:
+LOCAL_PAPER = {
+    "form": Derived("hu_eq2", "eq. 2 as printed"),
+    "sampling": Derived("stride", "section 2.2"),
+    "stride": Derived(PUBLISHED_STRIDE, "section 3"),
+    "block_size": Derived(16, "section 2.2"),
+    "temperature": Derived(0.1, "Hu's script; not printed"),
+    "head": Derived("two_layer", "section 2.2"),
+    "embedding_dim": Derived(128, "Hu's code"),
+    "level_weight": Derived({"0": 1.0, "1": 0.0, "2": 0.0, "3": 0.0}, "section 2.2: full resolution"),
+    "background_anchors": Derived(False, "section 2.2"),
+}
+
+
+class LocalConfig(Settings):
     """Hyper-parameters of the local contrast."""
 
-    form: str = setting(
-        "supcon", "the loss: that of the code, or eq. 2 as printed", choices=("supcon", "hu_eq2"), source="Hu's code"
+    form: Literal["supcon", "hu_eq2"] = setting(
+        "supcon", "the loss: that of the code, or eq. 2 as printed", source="Hu's code"
     )
-    sampling: str | None = setting(
-        None,
+    sampling: Literal["exact", "stride", "block"] = open_setting(
         "pixels that meet: all, every stride-th along each axis, or those of one block; null: derived",
-        choices=("exact", "stride", "block"),
         source="section 2.2",
     )
-    stride: int | None = setting(None, "pixels from one sample to the next; null: derived", low=1)
+    stride: int = open_setting("pixels from one sample to the next; null: derived", low=1)
     block_size: int = setting(16, "pixels along each side of a block", low=1, source="section 2.2")
     temperature: float = setting(0.1, "tau of the contrast", low=LOWEST_TEMPERATURE, source="Hu's code")
-    head: str = setting(
-        "two_layer",
-        "pointwise convolutions before the contrast",
-        choices=("two_layer", "one_layer"),
-        source="Hu's code",
+    head: Literal["two_layer", "one_layer"] = setting(
+        "two_layer", "pointwise convolutions before the contrast", source="Hu's code"
     )
     embedding_dim: int = setting(128, "dimension of a pixel's embedding", low=1, source="Hu's code")
-    level_weight: dict[str, float] = setting(
+    level_weight: Weights = setting(
         {"0": 1.0, "1": 0.0, "2": 0.0, "3": 0.0},
         "weight of the contrast at each level of the decoder; 0: full resolution, 1: half of it; 0 leaves it out",
-        low=0,
         source="full resolution in the paper",
     )
     background_anchors: bool = setting(
@@ -68,8 +79,11 @@ def with_taps(needs: Needs, config: LocalConfig) -> Needs:
     return replace(needs, taps=tuple(decoder_tap(level) for level in levels_of(config)))
 
 
-def derive(config: LocalConfig, facts: Facts, images: int) -> dict[str, Derived]:
-    """Return the pixels that meet.
+C = TypeVar("C", bound=LocalConfig)
+
+
+def derive(config: C, facts: Facts, images: int) -> Filled[C]:
+    """Fill in the pixels that meet.
 
     Args:
         config: the hyper-parameters.
@@ -84,23 +98,57 @@ def derive(config: LocalConfig, facts: Facts, images: int) -> dict[str, Derived]
         raise UserError(
             "no level of the decoder has a weight above 0: set one entry of level_weight, e.g. level_weight.0=1"
         )
-    rule = pixel_contrast(images, min(levels), config.embedding_dim, facts.network, config.sampling, config.stride)
-    return dict(rule)
+    return Filled(config).fill(**pixel_contrast(images, min(levels), config.embedding_dim, facts.network))
+
+
+def pixel_contrast(images: int, level: int, dimension: int, network: NetworkCost) -> Mapping[str, Derived]:
+    """Which pixels are contrasted with one another: all of them, or every ``stride``-th along each axis.
+
+    Exact contrast of N pixels costs 6 N^2 D operations, forward and backward. It is taken where that is at most what
+    the network itself costs; above, the published sampling with the largest set that fits.
+
+    Args:
+        images: rows of the student whose pixels meet.
+        level: of the decoder, 0 is full resolution.
+        dimension: D of an embedding.
+        network: cost and sizes, one row.
+    """
+    shape = network.shapes[min(level, len(network.shapes) - 1)]
+
+    def pixels(step: int) -> int:
+        return images * math.prod(-(-size // step) for size in shape)
+
+    def fits(step: int) -> bool:
+        return 6 * pixels(step) ** 2 * dimension <= images * network.flops
+
+    fitting = next((step for step in range(1, max(shape)) if fits(step)), max(shape))
+    if network.flops == 0:
+        fitting = PUBLISHED_STRIDE
+    cost = f"6 N^2 D for N = {pixels(1)} pixels, D = {dimension}"
+    if network.flops == 0:
+        reason = f"stride {PUBLISHED_STRIDE}, as published: the plans do not say what the network costs"
+    elif fitting == 1:
+        reason = f"{cost}: at most the network's own {images * network.flops:.2g} operations"
+    else:
+        reason = f"{cost}: more than the network's own {images * network.flops:.2g} operations"
+    return {
+        "sampling": Derived("exact" if fitting == 1 else "stride", reason),
+        "stride": Derived(fitting, f"the smallest that leaves a set that fits: N = {pixels(fitting)}"),
+    }
 
 
 class LocalTerm(nn.Module):
     """One head per level, and the loss over the pixels of all images of this rank.
 
     Args:
-        config: the hyper-parameters.
-        build: see :class:`~nnunet_semicon.methods.base.BuildContext`; ``derived`` holds sampling and stride.
+        config: the hyper-parameters, filled.
+        build: see :class:`~nnunet_semicon.methods.base.BuildContext`.
     """
 
     def __init__(self, config: LocalConfig, build: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.sampling = build.derived["sampling"].value
-        self.size = build.derived["stride"].value if self.sampling == "stride" else config.block_size
+        self.size = config.stride if config.sampling == "stride" else config.block_size
         self.n_classes = 2**build.n_heads if build.has_regions else build.n_heads
         self.levels = levels_of(config)
         channels = [build.tap_channels[decoder_tap(level)] for level in self.levels]
@@ -120,7 +168,7 @@ class LocalTerm(nn.Module):
         total = classes.new_zeros((), dtype=next(self.heads.parameters()).dtype)
         for index, (level, head) in enumerate(zip(self.levels, self.heads, strict=True)):
             maps = features[decoder_tap(level)]
-            vectors, labels = pixel_sets(maps, resized_classes(classes, maps.shape[2:]), self.sampling, self.size)
+            vectors, labels = pixel_sets(maps, resized_classes(classes, maps.shape[2:]), config.sampling, self.size)
             if self.training:
                 self.negatives.count(index, Pairs(labels, labels >= (0 if config.background_anchors else 1)))
             loss = local_contrast(
@@ -128,7 +176,7 @@ class LocalTerm(nn.Module):
                 labels,
                 self.n_classes,
                 config.temperature,
-                config.form,  # type: ignore[arg-type]  # checked against its choices
+                config.form,
                 background_anchors=config.background_anchors,
             )
             total = total + config.level_weight[str(level)] * loss

@@ -10,14 +10,15 @@ network predicts there. w(t): exponential ramp. Inference uses the student, the 
 Deviations: listed in docs/methods/mcsc.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.cross_supervision import cross_dice, hard_prediction
 from nnunet_semicon.losses.schedules import sigmoid_rampup
@@ -37,7 +38,6 @@ from nnunet_semicon.methods.scale_term import ScaleConfig, ScaleTerm, scales_of,
 from nnunet_semicon.methods.second_network import BothLosses, SecondNetwork, SecondNetworkConfig, losses_of_both
 
 
-@dataclass(frozen=True)
 class MCSCConfig(ScaleConfig, SecondNetworkConfig):
     """Hyper-parameters beside those of the contrast and of the second network."""
 
@@ -57,11 +57,33 @@ class MCSCConfig(ScaleConfig, SecondNetworkConfig):
     )
 
 
+PAPER = {
+    "optimizer": Derived("adamw", "MCSC's code"),
+    "learning_rate": Derived(5e-4, "MCSC's script"),
+    "weight_decay": Derived(5e-4, "MCSC's code"),
+    "second_learning_rate": Derived(1e-4, "MCSC's script"),
+    "projector_learning_rate": Derived(5e-4, "MCSC's code"),
+    "lambda_cross": Derived(0.1, "MCSC's code"),
+    "rampup": Derived(0.75, "MCSC's code: 30000 of 40000 steps"),
+    "lambda_contrast": Derived(0.001, "MCSC's code"),
+    "contrast_start": Derived(0.075, "MCSC's code: 3000 of 40000 steps"),
+    "scales": Derived({"1": 1.0, "1/4": 0.0, "1/8": 1.0}, "poster, Tab. A2: the best pair"),
+    "pixels": Derived("block", "MCSC's code"),
+    "block_size": Derived(19, "MCSC's code, at full resolution"),
+    "temperature": Derived(0.1, "MCSC's code"),
+    "embedding_dim": Derived(128, "MCSC's code"),
+    "balanced": Derived(True, "poster"),
+    "background_anchors": Derived(True, "MCSC's code"),
+    "cross_labels": Derived(True, "poster"),
+}
+
+
 class MCSC(Method):
     """Cross teaching of two networks, and contrast of their pixels by labels and by each other's predictions."""
 
     Config = MCSCConfig
     needs = Needs(views=1, student_views=1)
+    paper = PAPER
     cost = "the second network with its validation at the end, the projectors and the contrast"
 
     def __init__(self, config: MCSCConfig, build: BuildContext) -> None:
@@ -77,9 +99,10 @@ class MCSC(Method):
         return replace(cls.needs, taps=taps_of(config), second_network=config.second_network)
 
     @classmethod
-    def derive(cls, config: MCSCConfig, facts: Facts) -> dict[str, Derived]:
-        """Return the learning rate of the second network, and the pixels that meet at each scale."""
-        return {**second_network.derive(config), **scale_term.derive(config, facts)}
+    def derive(cls, config: MCSCConfig, facts: Facts) -> Filled[MCSCConfig]:
+        """Fill in the learning rate of the second network, and the pixels that meet at each scale."""
+        filled = second_network.derive(config)
+        return filled.then(scale_term.derive(filled.config, facts))
 
     def second_network(self) -> nn.Module:
         """Return the network that the student learns from."""

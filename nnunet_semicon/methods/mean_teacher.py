@@ -9,12 +9,11 @@ Deviations: the student sees the strong view (intensity transforms of the same v
 ramp is a fraction of the run instead of a number of iterations.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.config import Settings, setting
+from nnunet_semicon.configuration.derived import Derived
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
 from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
@@ -32,8 +31,7 @@ from nnunet_semicon.methods.base import (
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-@dataclass(frozen=True)
-class MeanTeacherConfig:
+class MeanTeacherConfig(Settings):
     """Hyper-parameters of Mean Teacher."""
 
     consistency_weight: float = setting(
@@ -55,11 +53,23 @@ class MeanTeacherConfig:
     )
 
 
+PAPER = {
+    "optimizer": Derived("sgd", "SSL4MIS"),
+    "learning_rate": Derived(1e-2, "SSL4MIS"),
+    "weight_decay": Derived(1e-4, "SSL4MIS"),
+    "consistency_weight": Derived(0.1, "SSL4MIS"),
+    "rampup": Derived(1.0, "SSL4MIS: the whole run"),
+    "ema_decay": Derived(0.99, "SSL4MIS"),
+    "teacher_noise": Derived(0.1, "SSL4MIS"),
+}
+
+
 class MeanTeacher(Method):
     """The student learns to predict under strong intensity changes what its moving average predicts without them."""
 
     Config = MeanTeacherConfig
     needs = Needs(views=2, student_views=1)
+    paper = PAPER
     cost = "a forward pass of the teacher on the unlabeled images"
     scalar_names = ("supervised", "consistency")
 

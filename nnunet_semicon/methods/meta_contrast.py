@@ -9,15 +9,16 @@ by ``lambda``, among them ``self`` (every image its own label: SimCLR).
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import SET, Derived, Facts, gamma_range, label_weights, queue_size
+from nnunet_semicon.configuration.config import Settings, Weights, open_setting, setting
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import FEW_EMBEDDINGS, Facts
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE, pair_losses, supervised_contrast
 from nnunet_semicon.losses.embedding_quality import alignment, uniformity
@@ -25,6 +26,7 @@ from nnunet_semicon.losses.pairs import OTHER, Pairs, masks, pairs_by_label
 from nnunet_semicon.losses.schedules import power_schedule
 from nnunet_semicon.losses.self_paced import SelfPaced, self_paced_contrasts, self_paced_weights, weight_quartiles
 from nnunet_semicon.losses.streaming import Mode
+from nnunet_semicon.meta_labels.table import OTHERS, SELF
 from nnunet_semicon.methods.base import BuildContext, Needs, Show
 from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.ema import EmaTeacher
@@ -33,39 +35,49 @@ from nnunet_semicon.networks.queue import EmbeddingQueue
 from nnunet_semicon.networks.taps import encoder_tap
 
 VIEWS = 2  # of every image
-SELF = "self"
+GAMMA_START = 0.49  # times the pair loss of embeddings that are all alike
 # the weights of all pairs of images of two scans (supplement, Fig. 6)
 SELF_PACING = Show("self_pacing", cases=2, per_case=12, moments=(0.25, 0.5, 0.75, 1.0))
 
 
-@dataclass(frozen=True)
-class ContrastConfig:
+CONTRAST_PAPER = {  # of the contrast, in both stages
+    "lambda": Derived({"position": 1.0, "patient": 0.01, SELF: 0.0, OTHERS: 0.001}, "supplement 4.6"),
+    "regularizer": Derived("linear", "poster, eq. 3"),
+    "temperature": Derived(0.07, "supplement 3.2"),
+    "gamma_start": Derived(2.0, "supplement, Table 4"),
+    "gamma_end": Derived(50.0, "supplement, Table 4"),
+    "gamma_exponent": Derived(0.5, "supplement 4.5"),
+    "sampler": Derived("scans_x_partitions", "supplement 3.2"),
+    "queue_size": Derived(0, "supplement: no queue"),
+    "tap_level": Derived(0, "supplement 3.2"),
+    "pool_grid": Derived(1, "supplement 3.2: global average"),
+    "projection_dim": Derived(256, "supplement 3.2"),
+    "shared_projector": Derived(False, "SP-Con's code"),
+}
+
+
+class ContrastConfig(Settings):
     """Hyper-parameters of the contrast."""
 
-    lambda_: dict[str, float] = setting(
-        {"position": 1.0, "patient": 0.01, SELF: 0.0, "others": 0.001},
+    lambda_: Weights = setting(
+        {"position": 1.0, "patient": 0.01, SELF: 0.0, OTHERS: 0.001},
         "weight of each meta-label, also of columns of the meta table; self: each image its own label; 0 leaves it out",
-        low=0,
         source="supplement 4.6",
         columns=True,
     )
-    regularizer: str = setting(
-        "linear",
-        "self-paced weights; none: every pair counts fully",
-        choices=("linear", "hard", "none"),
-        source="poster, eq. 3",
+    regularizer: Literal["linear", "hard", "none"] = setting(
+        "linear", "self-paced weights; none: every pair counts fully", source="poster, eq. 3"
     )
     temperature: float = setting(0.07, "tau of the contrast", low=LOWEST_TEMPERATURE, source="supplement 3.2")
-    gamma_start: float | None = setting(None, "self-paced threshold at the start; null: derived", low=0)
-    gamma_end: float | None = setting(None, "self-paced threshold at the end; null: derived", low=0)
+    gamma_start: float = open_setting("self-paced threshold at the start; null: derived", low=0)
+    gamma_end: float = open_setting("self-paced threshold at the end; null: derived", low=0)
     gamma_exponent: float = setting(0.5, "p of the gamma schedule", low=0, source="supplement 4.5")
-    sampler: str = setting(
+    sampler: Literal["scans_x_partitions", "random"] = setting(
         "scans_x_partitions",
         "which images a step draws: different partitions of a few scans, or any images",
-        choices=("scans_x_partitions", "random"),
         source="supplement 3.2",
     )
-    queue_size: int | None = setting(None, "teacher embeddings kept per meta-label; null: derived, 0: none", low=0)
+    queue_size: int = open_setting("teacher embeddings kept per meta-label; null: derived, 0: none", low=0)
     tap_level: int = setting(
         0, "stages above the bottleneck whose features are contrasted", low=0, source="supplement 3.2"
     )
@@ -99,37 +111,94 @@ def needs_of(needs: Needs, config: ContrastConfig) -> Needs:
     return replace(needs, sample_scans=is_by_scan, taps=(encoder_tap(config.tap_level),))
 
 
-def derive(config: ContrastConfig, facts: Facts) -> dict[str, Derived]:
-    """Return the weights of the meta-labels there are, the size of the queue and the range of gamma.
+# --- rules -------------------------------------------------------------------------------------------------------
+
+
+C = TypeVar("C", bound=ContrastConfig)
+
+
+def derive(config: C, facts: Facts) -> Filled[C]:
+    """Fill in the weights of the meta-labels there are, the size of the queue and the range of gamma.
 
     Raises:
         UserError: gamma would fall in the course of the run.
     """
     embeddings = VIEWS * facts.rows.images
-    derived = {
-        "lambda": label_weights(config.lambda_, facts.labels, facts.unusable),
-        "queue_size": _unless_set(config.queue_size, queue_size(embeddings, facts.partitions)),
-    }
+    filled = (
+        Filled(config)
+        .replace(lambda_=label_weights(config.lambda_, facts.labels, facts.unusable))
+        .fill(queue_size=queue_size(embeddings, facts.partitions))
+    )
     if config.regularizer == "none":
-        return derived
-    candidates = max(2, embeddings - 1 + derived["queue_size"].value)
-    gamma = gamma_range(candidates, config.temperature, config.regularizer)
-    derived["gamma_start"] = _unless_set(config.gamma_start, gamma["gamma_start"])
-    derived["gamma_end"] = _unless_set(config.gamma_end, gamma["gamma_end"])
-    start, end = derived["gamma_start"].value, derived["gamma_end"].value
+        unused = Derived(None, "not used: every pair counts fully")
+        return filled.fill(gamma_start=unused, gamma_end=unused)
+    candidates = max(2, embeddings - 1 + filled.config.queue_size)
+    filled = filled.fill(**gamma_range(candidates, config.temperature, config.regularizer))
+    start, end = filled.config.gamma_start, filled.config.gamma_end
     if end < start:
         raise UserError(
             f"gamma_end is {end:g} and gamma_start {start:g}, expected a threshold that grows over the run: "
             "raise gamma_end or lower gamma_start"
         )
-    return derived
+    return filled
+
+
+def label_weights(weights: Mapping[str, float], labels: Sequence[str], unusable: Mapping[str, str]) -> Derived:
+    """Weight of every meta-label that the data carries; those with weight 0 are left out.
+
+    Args:
+        weights: meta-label -> weight, as configured; ``others`` is the weight of every label that is not named.
+        labels: meta-labels of the data; ``self`` needs none.
+        unusable: meta-label -> why the data does not carry it.
+    """
+    value = {name: weights.get(name, weights[OTHERS]) for name in (*labels, SELF)}
+    others = [name for name in labels if name not in weights]
+    notes = [f"no {name}: {unusable[name]}" for name, weight in weights.items() if name in unusable and weight > 0]
+    if others and weights[OTHERS] > 0:
+        notes.append(f"{', '.join(others)} from the meta table with {weights[OTHERS]:g} each")
+    return Derived({name: weight for name, weight in value.items() if weight > 0}, "; ".join(notes) or "all there")
+
+
+def queue_size(embeddings_per_step: int, partition_count: int | None) -> Derived:
+    """Entries of the FIFO queue of teacher embeddings; 0 where a step has embeddings enough."""
+    if embeddings_per_step >= FEW_EMBEDDINGS:
+        return Derived(0, f"{embeddings_per_step} embeddings in a step are enough (>= {FEW_EMBEDDINGS})")
+    size = 32 * (partition_count or 3)
+    return Derived(size, f"only {embeddings_per_step} embeddings in a step (< {FEW_EMBEDDINGS}): 32 per partition")
+
+
+def gamma_range(candidates: int, temperature: float, mode: str) -> Mapping[str, Derived]:
+    """Start and end of the self-paced threshold gamma.
+
+    Args:
+        candidates: entries in the denominator of one anchor, |A(i)| = 2N - 1 + queue.
+        temperature: tau.
+        mode: ``linear`` or ``hard``.
+
+    The pair loss lies in (0, log(2N) + 2/tau] (SP-Con supplement, section 4.5). The factors reproduce the paper's best
+    values, 2 and 50 at N = 30, tau = 0.07; hard weights end below the bound, or they would all be 1.
+    """
+    bound = math.log(candidates + 1) + 2 / temperature
+    end = 1.53 if mode == "linear" else 0.9
+    return {
+        "gamma_start": Derived(
+            GAMMA_START * math.log(candidates),
+            f"{GAMMA_START} log({candidates}): scales with the loss of an untrained embedding",
+        ),
+        "gamma_end": Derived(
+            end * bound, f"{end} (log {candidates + 1} + 2 / {temperature}): the bound of the pair loss"
+        ),
+    }
+
+
+# --- the term ----------------------------------------------------------------------------------------------------
 
 
 class MetaContrast(nn.Module):
     """Projectors, their moving average, queues, and the loss over all meta-labels and all ranks.
 
     Args:
-        config: the hyper-parameters.
+        config: the hyper-parameters, filled.
         build: see :class:`~nnunet_semicon.methods.base.BuildContext`.
 
     Attributes:
@@ -145,9 +214,8 @@ class MetaContrast(nn.Module):
     def __init__(self, config: ContrastConfig, build: BuildContext) -> None:
         super().__init__()
         self.config = config
-        self.derived: Mapping[str, Derived] = build.derived
         self.gather: Callable[[Tensor], Tensor] = build.gather
-        self.weights: Mapping[str, float] = self.derived["lambda"].value
+        self.weights: Mapping[str, float] = config.lambda_
         self.labels = tuple(self.weights)
         self.is_self_paced = config.regularizer != "none"
         self.mode: Mode = "hard" if config.regularizer == "hard" else "linear"
@@ -165,7 +233,7 @@ class MetaContrast(nn.Module):
             config.projection_dim,
             config.shared_projector,
         )
-        size = self.derived["queue_size"].value
+        size = config.queue_size
         self.has_queue = size > 0
         self.teacher_heads = EmaTeacher(self.heads) if self.has_queue else None
         self.queues = nn.ModuleList(EmbeddingQueue(size, config.projection_dim) for _ in self.labels)
@@ -211,8 +279,8 @@ class MetaContrast(nn.Module):
         """The threshold at a fraction of the run (eq. 16); infinite without self-pacing, where every pair counts."""
         if not self.is_self_paced:
             return math.inf
-        start, end = self.derived["gamma_start"].value, self.derived["gamma_end"].value
-        return power_schedule(fraction, start, end, self.config.gamma_exponent)
+        config = self.config
+        return power_schedule(fraction, config.gamma_start, config.gamma_end, config.gamma_exponent)
 
     @torch.no_grad()
     def pair_weights(self, features: Tensor, meta: Mapping[str, Tensor], fraction: float) -> dict[str, Tensor]:
@@ -280,10 +348,6 @@ class MetaContrast(nn.Module):
             # to the images of a later step, all that are in the queue are others
             labels = queue.labels.new_full((len(gathered),), OTHER) if k == SELF else self.gather(meta[k])
             queue.push(gathered, labels)
-
-
-def _unless_set(value: Any, derived: Derived) -> Derived:
-    return derived if value is None else Derived(value, SET)
 
 
 def _by_image(embeddings: Tensor) -> Tensor:

@@ -8,21 +8,22 @@ the teacher is; the loss is that of :mod:`nnunet_semicon.losses.patch_contrast`,
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import FEW_EMBEDDINGS, SET, Derived, Facts
+from nnunet_semicon.configuration.config import Settings, open_setting, setting
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import FEW_EMBEDDINGS, Facts
 from nnunet_semicon.data.batch import resized_classes
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.contrastive import LOWEST_TEMPERATURE
 from nnunet_semicon.losses.pairs import pairs_by_label
 from nnunet_semicon.losses.patch_contrast import patch_contrast
 from nnunet_semicon.losses.windows import (
-    GUIDANCE,
     Drawn,
+    Guidance,
     WindowGrid,
     cosine_weights,
     cut_out,
@@ -44,27 +45,25 @@ PROJECTOR_GRID = 2  # as for SP-Con: a global average says little after instance
 MAP = decoder_tap()  # whose pixels embed a window
 
 
-@dataclass(frozen=True)
-class PatchConfig:
+class PatchConfig(Settings):
     """Hyper-parameters of the contrast of windows."""
 
     temperature: float = setting(0.2, "tau of the contrast", low=LOWEST_TEMPERATURE, source="authors' code (warm-up)")
-    patch_source: str = setting(
+    patch_source: Literal["feature", "image"] = setting(
         "feature",
         "embed a window by its pixels in the decoder's map, or encode it again as an image",
-        choices=("feature", "image"),
         source="ours; image in the authors' code",
     )
     window: float = setting(
         0.5, "side of a window, as a part of the patch's", low=0, high=1, source="authors' code: 256 of 512 pixels"
     )
-    patches: int | None = setting(None, "windows drawn in a step, evenly over the classes; null: derived", low=2)
-    guidance: str = setting("entropy", "what decides which windows are drawn", choices=GUIDANCE, source="poster")
+    patches: int = open_setting("windows drawn in a step, evenly over the classes; null: derived", low=2)
+    guidance: Guidance = setting("entropy", "what decides which windows are drawn", source="poster")
     entropy_bits: bool = setting(
         True, "entropy to base 2, as in the authors' code; otherwise natural, as printed", source="authors' code"
     )
-    queue_size: int | None = setting(
-        None, "earlier windows of each class to contrast with too; null: derived", low=0, source="4096 in the code"
+    queue_size: int = open_setting(
+        "earlier windows of each class to contrast with too; null: derived", low=0, source="4096 in the code"
     )
     embedding_dim: int = setting(128, "dimension of a window's embedding", low=1, source="authors' code")
 
@@ -74,8 +73,11 @@ def tap_of(config: PatchConfig) -> str:
     return BOTTLENECK if config.patch_source == "image" else MAP
 
 
-def derive(config: PatchConfig, facts: Facts) -> dict[str, Derived]:
-    """Return how many windows a step has, how many earlier ones are kept, and their size.
+C = TypeVar("C", bound=PatchConfig)
+
+
+def derive(config: C, facts: Facts) -> Filled[C]:
+    """Fill in how many windows a step has and how many earlier ones are kept; say how large they are.
 
     Raises:
         UserError: a number of windows that does not fit their source.
@@ -88,28 +90,26 @@ def derive(config: PatchConfig, facts: Facts) -> dict[str, Derived]:
             )
         patches = Derived(facts.rows.images, "one row of the student for each unlabeled image")
     else:
-        patches = Derived(config.patches or PATCHES, "pooled from a map that is there anyway: as many as published")
-    shape = facts.network.shapes[0]
-    grid = WindowGrid.of(shape, config.window)
-    side = [round(s * w / c) for s, w, c in zip(shape, grid.window, grid.cells, strict=True)]
-    enough = patches.value >= FEW_EMBEDDINGS
+        patches = Derived(PATCHES, "pooled from a map that is there anyway: as many as published")
+    filled = Filled(config).fill(patches=patches)
+    windows = filled.config.patches
+    enough = windows >= FEW_EMBEDDINGS
     queue = Derived(
         0 if enough else QUEUE_SIZE,
-        f"{patches.value} windows in a step are {'enough' if enough else 'few'} ({FEW_EMBEDDINGS} and more are enough)",
+        f"{windows} windows in a step are {'enough' if enough else 'few'} ({FEW_EMBEDDINGS} and more are enough)",
     )
-    return {
-        "patches": patches,
-        "queue_size": queue if config.queue_size is None else Derived(config.queue_size, SET),
-        "window_size": Derived(side, f"{config.window:g} of the patch, in voxels"),
-    }
+    shape = facts.network.shapes[0]
+    grid = WindowGrid.of(shape, config.window)
+    side = " x ".join(str(round(s * w / c)) for s, w, c in zip(shape, grid.window, grid.cells, strict=True))
+    return filled.fill(queue_size=queue).replace(window=Derived(config.window, f"{side} voxels"))
 
 
 class PatchTerm(nn.Module):
     """Head, queues and the loss over the windows of all images of this rank.
 
     Args:
-        config: the hyper-parameters.
-        build: see :class:`~nnunet_semicon.methods.base.BuildContext`; ``derived`` holds the numbers of windows.
+        config: the hyper-parameters, filled.
+        build: see :class:`~nnunet_semicon.methods.base.BuildContext`.
 
     Attributes:
         grid: where windows can be.
@@ -123,20 +123,19 @@ class PatchTerm(nn.Module):
         self.n_classes = 2**build.n_heads if build.has_regions else build.n_heads
         self.grid = WindowGrid.of(build.facts.network.shapes[0], config.window)
         self.from_image = config.patch_source == "image"
-        self.n_patches = build.derived["patches"].value
         channels, dim = build.tap_channels[tap_of(config)], config.embedding_dim
         self.head: nn.Module
         if self.from_image:
             self.head = Projector(channels, build.spatial_dims, PROJECTOR_GRID, out=dim)
         else:
             self.head = nn.Sequential(nn.Linear(channels, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, dim))
-        self.queues = ClassQueues(self.n_classes, build.derived["queue_size"].value, dim)
+        self.queues = ClassQueues(self.n_classes, config.queue_size, dim)
         remedy = "look whether labeled scans show two classes, or train longer on labels alone (supervised_warmup)"
         self.negatives = NegativesWatch({"windows": remedy})
 
     def windows_of(self, unlabeled: int) -> int:
         """Return how many windows a rank draws that has so many unlabeled images; each may be a row of its student."""
-        return unlabeled if self.from_image else self.n_patches
+        return unlabeled if self.from_image else self.config.patches
 
     @torch.no_grad()
     def draw(self, probabilities: Tensor, teacher_map: Tensor, classes: Tensor, windows: int) -> Drawn:
@@ -196,7 +195,7 @@ class PatchTerm(nn.Module):
             an image and of a window.
         """
         each = (slice(i, i + 1) for i in range(len(classes)))
-        drawn = [self.draw(probabilities[i], teacher_map[i], classes[i], self.n_patches) for i in each]
+        drawn = [self.draw(probabilities[i], teacher_map[i], classes[i], self.config.patches) for i in each]
         return {
             "windows": torch.stack([self.grid.origins(entry.window) for entry in drawn]),
             "window_classes": torch.stack([entry.classes for entry in drawn]),

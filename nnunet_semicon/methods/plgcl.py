@@ -12,13 +12,14 @@ Deviations and choices where the poster is silent are listed in docs/methods/plg
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.consistency import sigmoid_cross_entropy, softmax_cross_entropy
 from nnunet_semicon.losses.entropy import binary_entropy
@@ -41,7 +42,6 @@ from nnunet_semicon.networks.ema import segmentation_teacher
 from nnunet_semicon.networks.taps import FeatureTaps
 
 
-@dataclass(frozen=True)
 class PLGCLConfig(PatchConfig):
     """Hyper-parameters of PLGCL beside those of the contrast."""
 
@@ -63,11 +63,30 @@ class PLGCLConfig(PatchConfig):
     )
 
 
+PAPER = {
+    "supervised_loss": Derived("ce", "poster, step 5"),
+    "optimizer": Derived("sgd", "authors' code, joint stage"),
+    "learning_rate": Derived(7e-3, "authors' code, joint stage"),
+    "supervised_warmup": Derived(1 / 3, "authors' code: 100 of 300 epochs"),
+    "lambda_reg": Derived(4.0, "authors' code (beta)"),
+    "lambda_patch": Derived(0.5, "authors' code (gamma)"),
+    "ema_decay": Derived(0.999, "authors' code"),
+    "temperature": Derived(1.0, "authors' code, joint stage"),
+    "patch_source": Derived("image", "authors' code"),
+    "window": Derived(0.5, "authors' code: 256 of 512 pixels"),
+    "guidance": Derived("entropy", "poster"),
+    "entropy_bits": Derived(False, "poster, step 3: natural logarithm"),
+    "queue_size": Derived(4096, "authors' code"),
+    "embedding_dim": Derived(128, "authors' code"),
+}
+
+
 class PLGCL(Method):
     """Supervised loss, weak-strong regularization by a mean teacher, and contrast of windows of its pseudo-labels."""
 
     Config = PLGCLConfig
     needs = Needs(views=2, student_views=1, taps=(MAP,))
+    paper = PAPER
     cost = "after the warm-up a forward pass of the teacher on all images, and the contrast; during it less than usual"
     show = Show("pseudo_labels", cases=3, per_case=1, moments=(0.2, 0.4, 0.6, 0.8, 1.0))
 
@@ -89,8 +108,8 @@ class PLGCL(Method):
         return replace(cls.needs, student_views=2 if config.patch_source == "image" else 1, taps=(tap_of(config),))
 
     @classmethod
-    def derive(cls, config: PLGCLConfig, facts: Facts) -> dict[str, Derived]:
-        """Return how many windows a step has, how many earlier ones are kept, and their size."""
+    def derive(cls, config: PLGCLConfig, facts: Facts) -> Filled[PLGCLConfig]:
+        """Fill in how many windows a step has, and how many earlier ones are kept."""
         return derive(config, facts)
 
     def on_train_start(self, student_module: nn.Module) -> None:

@@ -1,15 +1,14 @@
 """A second network that trains beside the student, with an optimizer of its own, and what the two teach each other."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from nnunet_semicon.configuration.architecture import PLAIN, RESIDUAL, SWIN
-from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import SET, Derived
+from nnunet_semicon.configuration.architecture import SWIN
+from nnunet_semicon.configuration.config import Settings, open_setting, setting
+from nnunet_semicon.configuration.derived import Derived, Filled
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.base import BuildContext, Logits, StudentOutput, SupervisedLoss, finest, rows_of
@@ -21,33 +20,34 @@ ADAMW_DECAY = 5e-4  # MCSC's code
 WARMUP = 0.05  # part of the run over which a Transformer's learning rate grows (MCSC's code)
 
 
-@dataclass(frozen=True)
-class SecondNetworkConfig:
+class SecondNetworkConfig(Settings):
     """Hyper-parameters of the second network."""
 
-    second_network: str = setting(
+    second_network: Literal["swin_unet", "plain_unet", "residual_encoder_unet"] = setting(
         SWIN,
         "network that trains beside the planned one: a shifted-window Transformer, or one of nnU-Net's U-Nets",
-        choices=(SWIN, PLAIN, RESIDUAL),
         source="MCSC, cross teaching: a Transformer",
     )
-    second_learning_rate: float | None = setting(
-        None, "largest learning rate of the second network; null: derived from its kind", low=0
+    second_learning_rate: float = open_setting(
+        "largest learning rate of the second network; null: derived from its kind", low=0
     )
     swin_weights: str | None = setting(
         None, "file with the weights of timm's swin_tiny_patch4_window7_224 to start a Transformer from; null: random"
     )
 
 
-def derive(config: SecondNetworkConfig) -> dict[str, Derived]:
-    """Return the learning rate of the second network; random weights have further to go than trained ones."""
-    if config.second_learning_rate is not None:
-        return {"second_learning_rate": Derived(config.second_learning_rate, SET)}
-    if config.second_network == SWIN and config.swin_weights is not None:
-        return {"second_learning_rate": Derived(1e-4, "AdamW for a Transformer that was trained before, MCSC's script")}
-    if config.second_network == SWIN:
-        return {"second_learning_rate": Derived(1e-3, "AdamW for a Transformer with random weights")}
-    return {"second_learning_rate": Derived(1e-2, "nnU-Net's own, for its networks")}
+C = TypeVar("C", bound=SecondNetworkConfig)
+
+
+def derive(config: C) -> Filled[C]:
+    """Fill in the learning rate of the second network; random weights have further to go than trained ones."""
+    if config.second_network != SWIN:
+        rate = Derived(1e-2, "nnU-Net's own, for its networks")
+    elif config.swin_weights is not None:
+        rate = Derived(1e-4, "AdamW for a Transformer that was trained before, MCSC's script")
+    else:
+        rate = Derived(1e-3, "AdamW for a Transformer with random weights")
+    return Filled(config).fill(second_learning_rate=rate)
 
 
 class BothLosses(NamedTuple):
@@ -104,8 +104,8 @@ class SecondNetwork(nn.Module):
     """The network, its taps, and its optimizer.
 
     Args:
-        config: the hyper-parameters.
-        build: see :class:`~nnunet_semicon.methods.base.BuildContext`; ``derived`` holds the learning rate.
+        config: the hyper-parameters, filled.
+        build: see :class:`~nnunet_semicon.methods.base.BuildContext`.
         taps: places whose features are returned.
     """
 
@@ -119,7 +119,7 @@ class SecondNetwork(nn.Module):
                 f"second_network={SWIN}, or leave swin_weights away"
             )
         self.swin_weights = config.swin_weights
-        self.learning_rate = build.derived["second_learning_rate"].value
+        self.learning_rate = config.second_learning_rate
 
     def forward(self, images: Tensor) -> StudentOutput:
         """Map (B, C, *S) to logits, at full resolution alone or at the deep-supervision scales, and features."""

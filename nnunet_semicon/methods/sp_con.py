@@ -13,14 +13,14 @@ step. They are listed in docs/methods/sp_con.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
 from nnunet_semicon.losses.schedules import ema_decay
@@ -35,12 +35,11 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
-from nnunet_semicon.methods.meta_contrast import VIEWS, ContrastConfig, MetaContrast, derive, needs_of
+from nnunet_semicon.methods.meta_contrast import CONTRAST_PAPER, VIEWS, ContrastConfig, MetaContrast, derive, needs_of
 from nnunet_semicon.networks.ema import segmentation_teacher
 from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps
 
 
-@dataclass(frozen=True)
 class SPConConfig(ContrastConfig):
     """Hyper-parameters of SP-Con beside those of the contrast."""
 
@@ -59,11 +58,26 @@ class SPConConfig(ContrastConfig):
     )
 
 
+PAPER = {
+    **CONTRAST_PAPER,
+    "supervised_loss": Derived("ce", "supplement, eq. 2"),
+    "optimizer": Derived("radam", "SP-Con's code"),
+    "learning_rate": Derived(3e-5, "supplement: 1e-7 x 300 (ACDC)"),
+    "lr_schedule": Derived("cosine", "supplement, Fig. 5"),
+    "warmup": Derived(0.1, "supplement, Fig. 5: 10 epochs"),
+    "weight_decay": Derived(1e-5, "SP-Con's code"),
+    "lambda_sp": Derived(5e-3, "supplement 3.2 (ACDC)"),
+    "lambda_reg": Derived(0.1, "supplement 3.2 (ACDC)"),
+    "ema_decay": Derived(0.999, "supplement, eq. 3"),
+}
+
+
 class SPCon(Method):
     """Supervised loss, mean teacher, and self-paced contrast of images that share a meta-label."""
 
     Config = SPConConfig
     needs = Needs(views=VIEWS, student_views=VIEWS, draw_all=True, sample_scans=True, meta=True, taps=(BOTTLENECK,))
+    paper = PAPER
     cost = "a forward pass of the teacher on the unlabeled images, and the projectors"
 
     def __init__(self, config: SPConConfig, build: BuildContext) -> None:
@@ -84,8 +98,8 @@ class SPCon(Method):
         return needs_of(cls.needs, config)
 
     @classmethod
-    def derive(cls, config: SPConConfig, facts: Facts) -> dict[str, Derived]:
-        """Return the weights of the meta-labels there are, the size of the queue and the range of gamma."""
+    def derive(cls, config: SPConConfig, facts: Facts) -> Filled[SPConConfig]:
+        """Fill in the weights of the meta-labels there are, the size of the queue and the range of gamma."""
         return derive(config, facts)
 
     def on_train_start(self, student_module: nn.Module) -> None:

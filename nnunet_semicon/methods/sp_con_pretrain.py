@@ -12,39 +12,40 @@ updated every step. They are listed in docs/methods/sp_con_pretrain.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.schedules import ema_decay
 from nnunet_semicon.methods.base import (
     BuildContext,
     Needs,
-    PretrainConfig,
     PretrainMethod,
     Progress,
     StepOutput,
     Student,
     SupervisedLoss,
 )
-from nnunet_semicon.methods.meta_contrast import VIEWS, ContrastConfig, MetaContrast, derive, needs_of
+from nnunet_semicon.methods.meta_contrast import CONTRAST_PAPER, VIEWS, ContrastConfig, MetaContrast, derive, needs_of
 from nnunet_semicon.networks.ema import EmaTeacher
 from nnunet_semicon.networks.taps import BOTTLENECK, stage_of
 
 
-@dataclass(frozen=True)
-class SPConPretrainConfig(ContrastConfig, PretrainConfig):
-    """Hyper-parameters of the pre-training: the contrast's and the optimizer's."""
+class SPConPretrainConfig(ContrastConfig):
+    """Hyper-parameters of the pre-training beside those of the contrast."""
 
     ema_decay: float = setting(
         0.99, "decay of the moving average that fills the queue", low=0, high=1, source="ours, as for Mean Teacher"
     )
+
+
+PAPER = {**CONTRAST_PAPER, **PretrainMethod.defaults}
 
 
 class SPConPretrain(PretrainMethod):
@@ -62,6 +63,7 @@ class SPConPretrain(PretrainMethod):
         taps=(BOTTLENECK,),
         stage="pretrain",
     )
+    paper = PAPER
     cost = "the projectors; the decoder does not run"
 
     teacher: Any  # EmaTeacher of the encoder, or None without a queue
@@ -80,20 +82,20 @@ class SPConPretrain(PretrainMethod):
         return needs_of(cls.needs, config)
 
     @classmethod
-    def derive(cls, config: SPConPretrainConfig, facts: Facts) -> dict[str, Derived]:
-        """Return the weights of the meta-labels there are, the size of the queue and the range of gamma.
+    def derive(cls, config: SPConPretrainConfig, facts: Facts) -> Filled[SPConPretrainConfig]:
+        """Fill in the weights of the meta-labels there are, the size of the queue and the range of gamma.
 
         Raises:
             UserError: no meta-label has a weight.
         """
-        derived = derive(config, facts)
-        if not derived["lambda"].value:
+        filled = derive(config, facts)
+        if not filled.config.lambda_:
             reasons = "".join(f"; no {name}: {why}" for name, why in facts.unusable.items())
             raise UserError(
                 f"no meta-label has a weight above 0, so there is nothing to learn{reasons}: set one entry of lambda, "
                 "e.g. lambda.self=1, which needs no meta-label"
             )
-        return derived
+        return filled
 
     def on_train_start(self, student_module: nn.Module) -> None:
         """The moving average starts as the encoder."""

@@ -3,14 +3,12 @@
 Every comparison is made against it: same split, same plans, same number of iterations.
 """
 
-from dataclasses import dataclass
-
+from nnunet_semicon.configuration.config import Settings
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.methods.base import Method, Progress, StepOutput, Student, SupervisedLoss
 
 
-@dataclass(frozen=True)
-class SupervisedConfig:
+class SupervisedConfig(Settings):
     """The control has no hyper-parameter of its own."""
 
 

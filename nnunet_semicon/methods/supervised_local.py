@@ -10,13 +10,14 @@ Deviations: the paper contrasts in a stage of its own, before the fine-tuning
 (:mod:`nnunet_semicon.methods.supervised_local_pretrain`). They are listed in docs/methods/supervised_local.md.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.pseudo_label import confident_prediction
 from nnunet_semicon.losses.schedules import ema_decay
@@ -31,11 +32,10 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
-from nnunet_semicon.methods.local_term import LocalConfig, LocalTerm, derive, with_taps
+from nnunet_semicon.methods.local_term import LOCAL_PAPER, LocalConfig, LocalTerm, derive, with_taps
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-@dataclass(frozen=True)
 class SupervisedLocalConfig(LocalConfig):
     """Hyper-parameters beside those of the contrast."""
 
@@ -55,6 +55,7 @@ class SupervisedLocal(Method):
     """Segmentation loss and local contrast of labeled pixels, with an option for unlabeled ones."""
 
     Config = SupervisedLocalConfig
+    paper = LOCAL_PAPER
     cost = "the heads and the contrast; with pseudo_labels a forward pass of the teacher on the unlabeled images"
     scalar_names = ("supervised", "local")
 
@@ -71,8 +72,8 @@ class SupervisedLocal(Method):
         return with_taps(needs, config)
 
     @classmethod
-    def derive(cls, config: SupervisedLocalConfig, facts: Facts) -> dict[str, Derived]:
-        """Return the pixels that meet."""
+    def derive(cls, config: SupervisedLocalConfig, facts: Facts) -> Filled[SupervisedLocalConfig]:
+        """Fill in the pixels that meet."""
         return derive(config, facts, facts.rows.student_rows)
 
     def on_train_start(self, student_module: nn.Module) -> None:

@@ -11,37 +11,40 @@ They are listed in docs/methods/supervised_local.md.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import setting
-from nnunet_semicon.configuration.rules import Derived, Facts
+from nnunet_semicon.configuration.derived import Derived, Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.methods.base import (
     BuildContext,
     Needs,
-    PretrainConfig,
     PretrainMethod,
     Progress,
     StepOutput,
     Student,
     SupervisedLoss,
 )
-from nnunet_semicon.methods.local_term import LocalConfig, LocalTerm, derive, with_taps
+from nnunet_semicon.methods.local_term import LOCAL_PAPER, LocalConfig, LocalTerm, derive, with_taps
 
 VIEWS = 2
 CHANGE_PROBABILITY = 0.5  # of each change of intensity (Hu's code)
 
 
-@dataclass(frozen=True)
-class SupervisedLocalPretrainConfig(LocalConfig, PretrainConfig):
-    """Hyper-parameters of the stage: the contrast's and the optimizer's."""
+class SupervisedLocalPretrainConfig(LocalConfig):
+    """Hyper-parameters of the stage: those of the contrast."""
 
-    learning_rate: float = setting(1e-4, "largest learning rate", low=0, source="section 3")
-    optimizer: str = setting("adam", "optimizer of the stage", choices=("radam", "adam"), source="section 3")
-    weight_decay: float = setting(1e-4, "weight decay of the optimizer", low=0, source="Hu's code")
+
+DEFAULTS = {
+    **PretrainMethod.defaults,
+    "optimizer": Derived("adam", "section 3"),
+    "learning_rate": Derived(1e-4, "section 3"),
+    "weight_decay": Derived(1e-4, "Hu's code"),
+}
+
+PAPER = {**LOCAL_PAPER, **DEFAULTS}
 
 
 class SupervisedLocalPretrain(PretrainMethod):
@@ -49,6 +52,8 @@ class SupervisedLocalPretrain(PretrainMethod):
 
     Config = SupervisedLocalPretrainConfig
     needs = Needs(labeled_views=VIEWS, stage="pretrain")
+    defaults = DEFAULTS
+    paper = PAPER
     cost = "the heads and the contrast"
     scalar_names = ("local",)
 
@@ -63,8 +68,8 @@ class SupervisedLocalPretrain(PretrainMethod):
         return with_taps(cls.needs, config)
 
     @classmethod
-    def derive(cls, config: SupervisedLocalPretrainConfig, facts: Facts) -> dict[str, Derived]:
-        """Return the pixels that meet."""
+    def derive(cls, config: SupervisedLocalPretrainConfig, facts: Facts) -> Filled[SupervisedLocalPretrainConfig]:
+        """Fill in the pixels that meet."""
         return derive(config, facts, facts.rows.student_rows)
 
     def compute(

@@ -12,8 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.configuration.plans import values_of
-from nnunet_semicon.configuration.resolved import differences
-from nnunet_semicon.configuration.rules import Derived
+from nnunet_semicon.configuration.resolved import changes, changes_in_words
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.sweep.cells import Cell
 from nnunet_semicon.sweep.file import Sweep
@@ -190,7 +189,7 @@ class Plan:
                 "it away to train the cell anew"
             ) from None
         now = _values(self.plans, cell.configuration)
-        return differences(then, {key: Derived(value, "") for key, value in now.items()})
+        return changes_in_words(changes(then, now))
 
 
 def _values(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from nnunet_semicon import __version__
-from nnunet_semicon.configuration.config import BLOCK, RunConfig, check_keys, keys_of
+from nnunet_semicon.configuration.config import BLOCK, check_keys, keys_of
 from nnunet_semicon.configuration.resolved import Resolved, read_fingerprint, resolve_run
+from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.data.unlabeled import dataset_option
 from nnunet_semicon.errors import UserError
@@ -78,6 +79,7 @@ class ConfiguredTrainer(StreamTrainer):
         self.num_iterations_per_epoch = run.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = run.num_val_iterations_per_epoch
         self.save_every = run.save_every
+        self.initial_lr, self.weight_decay = run.learning_rate, run.weight_decay
         if run.seed is not None:
             # ranks must augment differently; DDP gives all of them the network of rank 0
             seed = run.seed + 1000 * self.local_rank

@@ -1,42 +1,30 @@
 """Pre-training: checkpoints that any trainer starts from with ``-pretrained_weights``, and nothing segmented yet."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer, RAdam
 
-from nnunet_semicon.configuration.rules import FEW_EMBEDDINGS, RowPlan
+from nnunet_semicon.configuration.facts import FEW_EMBEDDINGS
+from nnunet_semicon.configuration.rules import RowPlan
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.methods.base import PretrainMethod, StudentOutput
 from nnunet_semicon.networks.taps import parameters_up_to
-from nnunet_semicon.training.schedule import LearningRates, warmup_cosine
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.streams import Augmentation, two_streams
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"radam": RAdam, "adam": Adam}
-
 
 class PretrainTrainer(SemiTrainer):
-    """Optimizer, schedule and validation of a pre-training; a subclass says which parts of the network it trains.
+    """What a pre-training trains, and its validation; a subclass says which parts of the network it trains.
 
     Everywhere nnU-Net wants a Dice (best checkpoint, progress figure), it gets the negative loss on validation images.
     """
 
     method_class: ClassVar[type[PretrainMethod]]
     method: PretrainMethod
-
-    def configure_optimizers(self) -> tuple[Optimizer, Any]:
-        """Return the optimizer over what is trained, before DDP wraps the network."""
-        config = self.resolved.config
-        self.initial_lr, self.weight_decay = config.learning_rate, config.weight_decay
-        make: Any = OPTIMIZERS[config.optimizer]
-        optimizer = make(self._trained_parameters(), lr=self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, self._schedule([optimizer])
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         """Return what the contrasted features depend on; the rest is frozen, or weight decay alone would move it."""
@@ -45,10 +33,6 @@ class PretrainTrainer(SemiTrainer):
         for parameter in self.plain_network.parameters():
             parameter.requires_grad_(id(parameter) in ids)
         return trained
-
-    def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
-        rate = partial(warmup_cosine, warmup=self.resolved.config.warmup)
-        return LearningRates(optimizers, self.num_epochs, rate, every_step=True)
 
     # ------------------------------------------------------------------ validation
 

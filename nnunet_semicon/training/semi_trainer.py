@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
-from nnunet_semicon.configuration.resolved import as_table, differences
+from nnunet_semicon.configuration.resolved import as_table, assignments, changes_in_words
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.gallery import Gallery
 from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
@@ -30,8 +30,8 @@ from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.configured_trainer import ConfiguredTrainer
 from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.networks import build_network
+from nnunet_semicon.training.optimization import make_optimizer, make_schedule
 from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
-from nnunet_semicon.training.schedule import LearningRates
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
 
@@ -65,14 +65,25 @@ class SemiTrainer(ConfiguredTrainer):
             self._build_method()
             title = f"nnunet_semicon {__version__}, method {self.method_class.__name__}"
             self.print_to_log_file(f"{title}\n{as_table(self.resolved.settings)}", add_timestamp=False)
+            if self.resolved.unused:
+                unused = listing(self.resolved.unused, at_most=99)
+                self.print_to_log_file(f"not used by {type(self).__name__}: {unused}", add_timestamp=False)
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
-        """Return nnU-Net's optimizer, and its schedule in a form that keeps every group's own learning rate."""
-        optimizer, _ = super().configure_optimizers()
-        return optimizer, self._schedule([optimizer])
+        """Return the optimizer and its schedule, before DDP wraps the network."""
+        optimizer = make_optimizer(self.plain_network, self._trained_parameters(), self.resolved.run)
+        return optimizer, make_schedule([optimizer], self.resolved.run)
 
-    def _schedule(self, optimizers: list[Optimizer]) -> LearningRates:
-        return LearningRates(optimizers, self.num_epochs)
+    def _trained_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the network that are trained: all of them."""
+        return list(self.plain_network.parameters())
+
+    def _build_loss(self) -> nn.Module:
+        """Return nnU-Net's loss, without its Dice where ``supervised_loss`` is ``ce``."""
+        loss: Any = super()._build_loss()
+        if self.resolved.run.supervised_loss == "ce":
+            getattr(loss, "loss", loss).weight_dice = 0  # below nnU-Net's sum over scales, if there is one
+        return loss
 
     def _build_method(self) -> None:
         needs = self.resolved.needs
@@ -80,7 +91,6 @@ class SemiTrainer(ConfiguredTrainer):
         build = BuildContext(
             network=network,
             facts=self.resolved.facts,
-            derived=self.resolved.derived,
             has_regions=self.label_manager.has_regions,
             n_heads=self.label_manager.num_segmentation_heads,
             ignore_label=self.label_manager.ignore_label,
@@ -115,7 +125,7 @@ class SemiTrainer(ConfiguredTrainer):
         if ours:
             self.optimizer.add_param_group({"params": ours, "lr": self.initial_lr})
         self.optimizers: list[Optimizer] = [self.optimizer, *own]
-        self.lr_scheduler = self._schedule(self.optimizers)
+        self.lr_scheduler = make_schedule(self.optimizers, self.resolved.run)
         if self.is_ddp:
             for tensor in self.method.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -339,12 +349,14 @@ class SemiTrainer(ConfiguredTrainer):
             self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
             if not self.was_initialized:
                 self.initialize()
-            changed = differences(extra["settings"], self.resolved.settings)
+            changed = self.resolved.changed(extra["settings"])
             if changed:
+                words = listing(changes_in_words(changed))
+                then = assignments({key: before for key, (before, _) in changed.items()})
                 raise UserError(
-                    f"{filename_or_checkpoint} was trained with other settings ({listing(changed)}): set them back in "
-                    f"configuration '{self.configuration_name}' of {self.plans_manager.plans_name}.json, or train the "
-                    "new ones in a configuration of their own (`semicon configure`)"
+                    f"{filename_or_checkpoint} was trained with other settings ({words}): set them back in "
+                    f"configuration '{self.configuration_name}' of {self.plans_manager.plans_name}.json "
+                    f"(`semicon configure ... --set {then}`), or train the new ones in a configuration of their own"
                 )
         super().load_checkpoint(filename_or_checkpoint)
         self.method.load_state_dict(extra["method"])

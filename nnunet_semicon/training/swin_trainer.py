@@ -4,7 +4,7 @@ from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from nnunet_semicon.configuration.architecture import SWIN
 from nnunet_semicon.networks.swin_weights import load_swin_weights
@@ -13,7 +13,7 @@ from nnunet_semicon.training.semi_trainer import SemiTrainer
 
 
 class SwinTrainer(SemiTrainer):
-    """AdamW with a linear warm-up, no deep supervision."""
+    """Another network, without deep supervision."""
 
     network_of_plans = False
 
@@ -34,13 +34,10 @@ class SwinTrainer(SemiTrainer):
         return build_network(SWIN, configuration_manager, num_input_channels, num_output_channels, False)
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
-        """Return the optimizer, and load the weights that a new run starts from, before DDP wraps the network."""
-        config = self.resolved.config
+        """Load the weights that a new run starts from, before DDP wraps the network."""
+        config: Any = self.resolved.config
         if config.swin_weights is not None and self._random_state is None:
             network: Any = self.plain_network
             count = load_swin_weights(network, config.swin_weights)
             self.print_to_log_file(f"{count} tensors of the encoder are those of {config.swin_weights}")
-        self.initial_lr, self.weight_decay = config.learning_rate, config.weight_decay
-        group = {"params": self.plain_network.parameters(), "warmup": config.warmup}
-        optimizer = AdamW([group], lr=self.initial_lr, weight_decay=self.weight_decay)
-        return optimizer, self._schedule([optimizer])
+        return super().configure_optimizers()

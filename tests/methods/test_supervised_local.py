@@ -7,9 +7,10 @@ import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_semicon import trainers
-from nnunet_semicon.configuration.config import RunConfig, keys_of
+from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.cost import NetworkCost, network_cost
 from nnunet_semicon.configuration.rules import pixel_contrast
+from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
 from nnunet_semicon.losses.schedules import ema_decay

@@ -1,0 +1,37 @@
+"""What a method asks of the trainer."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["pretrain", "joint"]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the trainer.
+
+    Attributes:
+        views: views the loader makes of each unlabeled image (0: the method uses none).
+        student_views: rows of the student's forward pass per unlabeled image.
+        labeled_views: rows of the student's forward pass per labeled image.
+        shared_geometry: all views show the same voxels.
+        weak_view: view 0 keeps its intensities, for a teacher or for pseudo-labels.
+        draw_all: the unlabeled stream draws from the labeled training cases too (never their labels).
+        sample_scans: draw scans x partitions instead of single images.
+        meta: the method reads ``batch.meta``.
+        taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
+        stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
+        second_network: kind of the network that trains beside the student on every row; None: there is none.
+    """
+
+    views: int = 0
+    student_views: int = 0
+    labeled_views: int = 1
+    shared_geometry: bool = True
+    weak_view: bool = True
+    draw_all: bool = False
+    sample_scans: bool = False
+    meta: bool = False
+    taps: tuple[str, ...] = ()
+    stage: Stage = "joint"
+    second_network: str | None = None
