@@ -81,8 +81,8 @@ def check_settings(
 ) -> dict[str, list[str]]:
     """Refuse keys that no trainer knows, and values that are not allowed.
 
-    A value is checked for the given trainer. A key that this trainer does not have, or any key where none is given, must
-    be legal for one trainer that has it: a configuration may serve several trainers.
+    A value is checked for the given trainer. The value of a key that this trainer does not have, or of any key where
+    none is given, must be legal for one trainer that has the key: a configuration may serve several trainers.
 
     Args:
         settings: as in a ``semicon`` block; nnU-Net's own ``batch_size`` too.
@@ -107,10 +107,8 @@ def check_settings(
     for key, value in settings.items():
         if key == BATCH_SIZE or key in keys_of(RunConfig):
             continue
-        refusals = {
-            name: _refusal(find_trainer(name).method_class.Config, {key: value}, where, columns)
-            for name in users_of(key)
-        }
+        configs = {name: find_trainer(name).method_class.Config for name in users_of(key)}
+        refusals = {name: _refusal(config, {key: value}, where, columns) for name, config in configs.items()}
         legal[key] = [name for name, refusal in refusals.items() if refusal is None]
         is_own = trainer is not None and key in keys_of(trainer.method_class.Config)
         if refusals and not legal[key] and not is_own:

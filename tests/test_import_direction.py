@@ -37,7 +37,7 @@ TABLE = {
     "losses": Rule(libraries={"torch"}),
     "meta_labels": Rule(libraries={"numpy"}),
     "networks": Rule(libraries={"torch", "timm"}),
-    "configuration": Rule(ours={"files", "meta_labels"}, libraries={"numpy"}),
+    "configuration": Rule(ours={"files", "meta_labels"}, libraries={"numpy", "pydantic", "pydantic_core"}),
     "data": Rule(
         ours={"files", "meta_labels"},
         libraries={
@@ -67,8 +67,9 @@ TABLE = {
             "networks",
             "configuration",
             "data.batch",
+            "meta_labels.table",
         },
-        libraries={"numpy", "torch"},
+        libraries={"numpy", "pydantic", "torch"},
         itself=False,
     ),
     "pictures": Rule(ours={"files", "meta_labels"}, libraries={"matplotlib", "numpy"}),
@@ -90,7 +91,7 @@ TABLE = {
         ours={"commands", "configuration", "files"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}
     ),
     "workspace": Rule(ours={"configuration", "data", "files"}, libraries={"nnunetv2"}),
-    "catalogue": Rule(ours={"configuration", "trainers", "training"}, libraries={"nnunetv2"}),
+    "catalogue": Rule(ours={"configuration", "trainers", "training"}, libraries={"nnunetv2", "pydantic"}),
     "checks": Rule(
         ours={
             "autoload",

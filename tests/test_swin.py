@@ -207,8 +207,8 @@ def test_the_trainer_has_adamw_and_no_deep_supervision(training):
 
 @pytest.mark.parametrize(("weights", "rate"), [(None, 1e-3), ("a file", 1e-4)])
 def test_random_weights_have_further_to_go(weights, rate):
-    derived = second_network.derive(SecondNetworkConfig(swin_weights=weights))
-    assert derived["second_learning_rate"].value == rate
+    filled = second_network.derive(SecondNetworkConfig(swin_weights=weights))
+    assert filled.config.second_learning_rate == rate
 
 
 def test_weights_of_timm_fill_the_encoder(tmp_path):

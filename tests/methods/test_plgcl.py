@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nnunet_semicon import trainers
+from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.consistency import softmax_cross_entropy
 from nnunet_semicon.losses.pairs import pairs_by_label
@@ -238,9 +239,7 @@ def test_a_resumed_run_with_a_queue_goes_on_as_if_nothing_had_happened(training,
 
 
 def test_the_ablations_of_the_poster_are_settings():
-    from dataclasses import fields
-
-    keys = {f.name for f in fields(trainers.nnUNetTrainerPLGCL.method_class.Config)}
+    keys = keys_of(trainers.nnUNetTrainerPLGCL.method_class.Config).keys()
     assert keys >= {"guidance", "supervised_warmup", "lambda_patch", "lambda_reg", "queue_size"}
 
 

@@ -41,20 +41,20 @@ def test_each_meta_label_trains_the_encoder_at_the_planned_batch_size(training, 
 def test_3d_at_batch_size_two_says_what_it_costs(training):
     trainer = started(NAME, "3d_fullres_short")
     assert (trainer.rows.labeled, trainer.rows.images, trainer.rows.extra_rows) == (1, 1, 1)
-    assert trainer.method.contrast.derived["queue_size"].value == 96
+    assert trainer.method.config.queue_size == 96
 
 
 def test_gamma_grows_from_the_loss_of_an_untrained_embedding_to_the_bound(training):
     trainer = started(NAME, "2d_short")
-    derived = trainer.method.contrast.derived
-    assert 0 < derived["gamma_start"].value < derived["gamma_end"].value
+    config = trainer.method.config
+    assert 0 < config.gamma_start < config.gamma_end
     step(trainer)
     first = trainer.scalars.pop_means()["gamma"]
-    assert first == pytest.approx(derived["gamma_start"].value)
+    assert first == pytest.approx(config.gamma_start)
     trainer.current_epoch = 1
     trainer._iteration = 1  # three quarters of the run
     step(trainer)
-    expected = first + (derived["gamma_end"].value - first) * 0.75**0.5
+    expected = first + (config.gamma_end - first) * 0.75**0.5
     assert trainer.scalars.pop_means()["gamma"] == pytest.approx(expected, rel=1e-5)
 
 
