@@ -4,33 +4,29 @@ Step times are interleaved in one process: one step of each trainer, then the ne
 the machine does meets all of them alike. The batch is drawn before the clock starts; how long drawing takes (one
 process, nnU-Net uses several) is reported beside it. Peak memory is measured in a process per trainer. Steps are those
 of the middle of a run, past every warm-up. The dataset must be preprocessed; results go into a temporary folder.
+
+With ``--effects`` it measures instead what makes a training on a CPU faster (:mod:`step_effects`): about 4 minutes.
 """
 
 import argparse
-import contextlib
-import json
 import multiprocessing
 import os
-import random
 import resource
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
-from performance_page import benchmark_table
-from provenance import provenance, training_threads, write_json
+from performance_page import benchmark_table, effects_tables
+from provenance import provenance, write_json
+from step_effects import measure_effects
+from steps import CONTROL, STOCK, VARIANT, Row, Task, draw, prepare_torch, read_task, seconds_of, started, variant
 
 from nnunet_semicon.errors import UserError
 
-STOCK = "nnUNetTrainer"
-CONTROL = "nnUNetTrainerSupervisedControl"
-VARIANT = "benchmark_step"  # name of the configuration, in memory only
 MEMORY_STEPS = 3  # the optimizer's buffers exist from the first step on, a queue or teacher is used from the second
 # what a choice costs: trainer -> its other settings
 OTHERS: dict[str, list[dict[str, Any]]] = {
@@ -43,50 +39,6 @@ OTHERS: dict[str, list[dict[str, Any]]] = {
     "nnUNetTrainerMCSC": [{"scales.1": 0}],
 }
 LIBRARIES = ["nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_semicon.trainers"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A trainer to measure.
-
-    Attributes:
-        trainer: name for ``-tr``.
-        labeled_per_step: None: as the trainer derives it (the control: every row).
-        changes: hyper-parameter, dotted -> value.
-    """
-
-    trainer: str
-    labeled_per_step: int | None
-    changes: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Task:
-    """What to measure on: plans with all configurations, the one to use, fold and device."""
-
-    plans: dict[str, Any]
-    dataset_json: dict[str, Any]
-    configuration: str
-    fold: int | str
-    device: str
-    seed: int
-
-
-def read_task(args: argparse.Namespace) -> Task:
-    """Read plans and dataset.json of the preprocessed dataset.
-
-    Raises:
-        UserError: a variable is not set, or there are no plans.
-    """
-    from nnunet_semicon.workspace import dataset_name, preprocessed_folder
-
-    folder = Path(preprocessed_folder()) / dataset_name(args.d)
-    plans_file = folder / f"{args.p}.json"
-    if not plans_file.is_file():
-        raise UserError(f"{plans_file} does not exist: run `nnUNetv2_plan_and_preprocess -d {args.d}` first")
-    fold = int(args.fold) if args.fold.isdigit() else args.fold
-    plans, dataset_json = (json.loads(path.read_text()) for path in (plans_file, folder / "dataset.json"))
-    return Task(plans, dataset_json, args.c, fold, args.device, args.seed)
 
 
 def rows_to_measure(task: Task) -> list[Row]:
@@ -106,88 +58,6 @@ def rows_to_measure(task: Task) -> list[Row]:
         *controls,
         *(Row(name, share, changes) for name in methods for changes in ({}, *OTHERS.get(name, []))),
     ]
-
-
-def variant(task: Task, row: Row | None) -> dict[str, Any]:
-    """Return the plans with one more configuration: the given one with the settings of a row."""
-    from nnunet_semicon.cli.key_values import nested
-    from nnunet_semicon.configuration.config import BLOCK
-    from nnunet_semicon.configuration.plans import add_configuration, deep_merge
-
-    plans = add_configuration(task.plans, VARIANT, task.configuration, {})
-    block = plans["configurations"][VARIANT].pop(BLOCK)
-    block.pop("labeled_per_step", None)
-    if row is not None:
-        block = deep_merge(block, nested(row.changes))
-        if row.labeled_per_step is not None:
-            block["labeled_per_step"] = row.labeled_per_step
-    plans["configurations"][VARIANT][BLOCK] = block
-    return plans
-
-
-def started(task: Task, row: Row) -> Any:
-    """Return a trainer right before its first step, set up as ``nnUNetv2_train`` does."""
-    import numpy as np
-    import torch
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from nnunet_semicon import trainers
-
-    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
-        set_seed(task.seed)
-    trainer_class = nnUNetTrainer if row.trainer == STOCK else getattr(trainers, row.trainer)
-    plans = json.loads(json.dumps({**variant(task, row), "continue_training": False}))
-    with contextlib.redirect_stdout(sys.stderr):  # our own output is the table
-        trainer = trainer_class(
-            plans=plans,
-            configuration=VARIANT,
-            fold=task.fold,
-            dataset_json=task.dataset_json,
-            device=torch.device(task.device),
-        )
-        trainer.on_train_start()
-        trainer.current_epoch = trainer.num_epochs // 2
-        trainer.on_train_epoch_start()
-    return trainer
-
-
-def prepare_torch(task: Task) -> None:
-    """Set what ``nnUNetv2_train`` sets, and keep trainers that share a process from sharing compiled code."""
-    import torch
-
-    torch.set_num_threads(training_threads(task.device))
-    if task.device == "cuda":
-        torch.backends.cudnn.deterministic = False
-        torch.backends.cudnn.benchmark = True
-        # Alone in its process, each trainer has one compiled network of fixed shape. Together, the second batch size
-        # would be compiled for any size, and the ninth network not at all.
-        import torch._dynamo
-
-        torch._dynamo.config.automatic_dynamic_shapes = False
-        torch._dynamo.config.cache_size_limit = 256
-
-
-def draw(trainer: Any) -> dict[str, Any]:
-    """Return the next batch, in pinned memory where nnU-Net's loaders would pin it."""
-    from batchgenerators.dataloading.nondet_multi_threaded_augmenter import pin_memory_of_all_eligible_items_in_dict
-
-    batch = next(trainer.dataloader_train)
-    return pin_memory_of_all_eligible_items_in_dict(batch) if trainer.device.type == "cuda" else batch
-
-
-def seconds_of(action: Callable[[], Any], device: str) -> float:
-    """Return how long ``action`` takes, the GPU's part included."""
-    import torch
-
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    wait()
-    start = time.perf_counter()
-    action()
-    wait()
-    return time.perf_counter() - start
 
 
 # --- measuring -----------------------------------------------------------------------------------------------------
@@ -279,6 +149,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-p", default="nnUNetPlans", metavar="PLANS", help="plans identifier (default: %(default)s)")
     parser.add_argument("--fold", default="0", help="default: %(default)s")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="default: %(default)s")
+    parser.add_argument("--effects", action="store_true", help="measure precision, jobs and memory on a CPU instead")
     parser.add_argument("--steps", type=int, default=20, help="measured steps per trainer (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
@@ -287,14 +158,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def execute(args: argparse.Namespace) -> None:
-    """Measure, print the table and write the JSON file."""
+    """Measure, print the tables and write the JSON file."""
     if args.steps < 2 or args.warmup < 0:
         raise UserError(f"--steps {args.steps} --warmup {args.warmup}: expected at least 2 steps and 0 for warming up")
+    if args.effects and args.device != "cpu":
+        raise UserError(f"--effects --device {args.device}: the effects are those of a CPU, expected --device cpu")
     origin = provenance(args.device)
     task = read_task(args)
-    rows = rows_to_measure(task)
-    memory = [measure_memory(task, row) for row in rows]
-    times = measure_time(task, rows, args.warmup, args.steps)
     content = {
         "dataset": task.plans["dataset_name"],
         "configuration": args.c,
@@ -303,9 +173,16 @@ def execute(args: argparse.Namespace) -> None:
         "warmup": args.warmup,
         "steps": args.steps,
         **origin,
-        "rows": [{**time_of, **memory_of} for time_of, memory_of in zip(times, memory, strict=True)],
     }
-    print(benchmark_table(content))
+    if args.effects:
+        content["variants"] = measure_effects(task, args.warmup, args.steps)
+        print(effects_tables(content))
+    else:
+        rows = rows_to_measure(task)
+        memory = [measure_memory(task, row) for row in rows]
+        times = measure_time(task, rows, args.warmup, args.steps)
+        content["rows"] = [{**time_of, **memory_of} for time_of, memory_of in zip(times, memory, strict=True)]
+        print(benchmark_table(content))
     if args.out is not None:
         write_json(content, args.out)
         print(f"wrote {args.out}; `python scripts/make_results.py` brings docs/performance.md up to date")

@@ -13,10 +13,12 @@ from os.path import isdir
 
 from nnunet_semicon import autoload
 from nnunet_semicon.checks.findings import Finding, in_one_line, note, ok, problem
+from nnunet_semicon.processor import has_bfloat16
 
 NNUNET_VERSIONS = ((2, 8, 1), (2, 9))  # from, below; as in pyproject.toml
 TORCH_MINIMUM = (2, 5)
 TORCH_REFUSED_BY_NNUNET = (2, 9)
+IN_WORDS = {True: "yes (precision=bfloat16 trains faster)", False: "no", None: "not known"}
 REINSTALL = "run `pip install .` in a clone of this package, in a fresh environment"
 
 
@@ -195,7 +197,7 @@ def check_devices() -> Iterator[Finding]:
     """List what training can run on."""
     torch = importlib.import_module("torch")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield ok(f"cpu: {cores} cores")
+    yield ok(f"cpu: {cores} cores; bfloat16 instructions: {IN_WORDS[has_bfloat16()]}")
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)
         yield ok(f"cuda:{index}: {device.name}, {device.total_memory / 2**30:.1f} GiB")

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     start = time.monotonic()
     print(
         f"Synthetic cine-MRI scans: {len(TRAIN)} labeled, {len(UNLABELED)} unlabeled, {len(TEST)} to test on; "
-        f"{chain.EPOCHS * chain.STEPS_PER_EPOCH} steps per training on {device}.\n{CAVEAT}\n"
+        f"{chain.EPOCHS * chain.STEPS_PER_EPOCH} steps per training on {device}, {chain.precision(device)}.\n{CAVEAT}\n"
     )
     write_dataset(folder.raw)
     print(f"wrote {folder.raw / NAME}\n")
@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     text, dice = outcome.measure(folder)
     write_text(folder.table, f"{text}\n\n{CAVEAT}\n")
     outcome.draw_figure(folder)
-    record = {"version": __version__, "device": device, "dice": dice, "seconds": seconds}
+    precision = chain.precision(device)
+    record = {"version": __version__, "device": device, "precision": precision, "dice": dice, "seconds": seconds}
     write_json(folder.record, record, indent=4)
     if not args.keep:
         chain.remove_intermediate(folder)

@@ -21,6 +21,11 @@ class RunConfig(Settings):
     )
     partitions: int | None = open_setting("groups of slice positions along the slice axis; null: derived", low=2)
     cutout: bool = setting(False, "overwrite one random box, up to a quarter of each side, in half of the strong views")
+    precision: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "number format in the networks on a CPU; losses, weights and checkpoints are float32",
+        source="nnU-Net",
+    )
     preset: Literal["recommended", "paper"] = setting(
         "recommended", "defaults: what our measurements support, or the values of the method's paper"
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 from nnunet_semicon import commands as processes
 from nnunet_semicon.demo.dataset import NAME
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.processor import has_bfloat16
 
 ID = NAME[len("Dataset") : len("Dataset") + 3]
 EPOCHS = 10
@@ -131,17 +132,23 @@ class Command:
         return shlex.join(self.words)
 
 
+def precision(device: str) -> str:
+    """Return the number format of the trainings: bfloat16 where a processor that trains is made for it."""
+    return "bfloat16" if device == "cpu" and has_bfloat16() else "float32"
+
+
 def commands(folder: Folder, device: str) -> list[Command]:
     """Return all commands in their order; ``device`` is cpu, cuda or mps."""
     configure = ("semicon", "configure", "-d", ID, "-c", "2d", "--name")
+    settings = (*BUDGET, f"precision={precision(device)}")
     few = ("-npfp", "1", "-np", "1")  # starting a further process takes longer than its share of the work
     chain = [
         Command("plan", ("nnUNetv2_plan_and_preprocess", "-d", ID, "-c", "2d", *few)),
         Command("unlabeled", ("semicon", "preprocess", "-d", ID, "-c", "2d", "-np", "1")),
-        Command("configure", (*configure, CONTROL.configuration, "--set", *BUDGET)),
+        Command("configure", (*configure, CONTROL.configuration, "--set", *settings)),
         Command(
             "configure_half",
-            (*configure, SP_CON.configuration, "--set", *BUDGET, f"labeled_per_step={LABELED_PER_STEP}"),
+            (*configure, SP_CON.configuration, "--set", *settings, f"labeled_per_step={LABELED_PER_STEP}"),
         ),
     ]
     for row in ROWS:

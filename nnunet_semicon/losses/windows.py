@@ -125,7 +125,8 @@ def cosine_weights(features: Tensor, classes: Tensor, n_classes: int, grid: Wind
     """
     features = at_least_float32(features)
     member = _memberships(classes, n_classes).to(features.dtype)
-    of_class = torch.einsum("bks,bds->kd", member.flatten(2), features.flatten(2))
+    with full_precision(features.device):  # autocast would sum all pixels of a class in half precision
+        of_class = torch.einsum("bks,bds->kd", member.flatten(2), features.flatten(2))
     sums = torch.stack([grid.window_sums(features * member[:, k : k + 1]) for k in range(n_classes)], dim=1)
     cosine = F.cosine_similarity(sums, of_class[None, :, :, None], dim=2)
     return ((1 + cosine) / 2).clamp_min(LEAST_WEIGHT)

@@ -23,6 +23,7 @@ from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
 from nnunet_semicon.losses.pairs import Pairs
 from nnunet_semicon.methods.base import BuildContext, Needs
 from nnunet_semicon.methods.negatives import NegativesWatch
+from nnunet_semicon.networks.precision import in_float32
 from nnunet_semicon.networks.taps import decoder_tap
 
 HIDDEN = 256  # channels between the two layers of a head (Hu's code)
@@ -172,7 +173,7 @@ class LocalTerm(nn.Module):
             if self.training:
                 self.negatives.count(index, Pairs(labels, labels >= (0 if config.background_anchors else 1)))
             loss = local_contrast(
-                head(vectors),
+                in_float32(head(vectors)),
                 labels,
                 self.n_classes,
                 config.temperature,

@@ -35,6 +35,7 @@ from nnunet_semicon.losses.windows import (
 from nnunet_semicon.methods.base import BuildContext
 from nnunet_semicon.methods.negatives import NegativesWatch
 from nnunet_semicon.networks.heads import Projector
+from nnunet_semicon.networks.precision import in_float32
 from nnunet_semicon.networks.queue import ClassQueues
 from nnunet_semicon.networks.taps import BOTTLENECK, decoder_tap
 
@@ -173,7 +174,7 @@ class PatchTerm(nn.Module):
         else:
             of_map = resized_classes(classes, features.shape[2:])
             vectors, labels = pooled(features, of_map, self.n_classes, self.grid, drawn)
-        embeddings = self.head(vectors)
+        embeddings: Tensor = in_float32(self.head(vectors))
         bank, bank_labels = self.queues.bank
         pairs = pairs_by_label(labels, bank_labels)
         if self.training:

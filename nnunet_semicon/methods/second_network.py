@@ -12,6 +12,7 @@ from nnunet_semicon.configuration.derived import Derived, Filled
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.base import BuildContext, Logits, StudentOutput, SupervisedLoss, finest, rows_of
+from nnunet_semicon.networks.precision import in_float32
 from nnunet_semicon.networks.swin_unet import SwinUNet
 from nnunet_semicon.networks.swin_weights import load_swin_weights
 from nnunet_semicon.networks.taps import FeatureTaps
@@ -123,7 +124,7 @@ class SecondNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> StudentOutput:
         """Map (B, C, *S) to logits, at full resolution alone or at the deep-supervision scales, and features."""
-        return StudentOutput(self.network(images), self.taps.take())
+        return StudentOutput(in_float32(self.network(images)), self.taps.take())
 
     def on_train_start(self) -> None:
         """Fill a Transformer with the weights that a new run starts from, where a file of them is named.

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from nnunet_semicon.networks.precision import in_float32
+
 
 class EmaTeacher(nn.Module):
     """A frozen copy of a module that follows it: ``teacher = decay * teacher + (1 - decay) * student``.
@@ -42,8 +44,8 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, *args: Any) -> Any:
-        """Run the averaged module without a gradient."""
-        return self.module(*args)
+        """Run the averaged module without a gradient; its output holds no bfloat16."""
+        return in_float32(self.module(*args))
 
 
 def segmentation_teacher(network: nn.Module) -> EmaTeacher:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
+from nnunet_semicon.networks.precision import in_float32
+
 
 class Projector(nn.Module):
     """Average pool, then a two-layer perceptron (SP-Con supplement, section 3.2).
@@ -29,7 +31,7 @@ class Projector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, *S) to (B, out), not normalized."""
         pool = adaptive_avg_pool2d if features.dim() == 4 else adaptive_avg_pool3d
-        embedding: Tensor = self.mlp(pool(features, self.grid).flatten(1))
+        embedding: Tensor = in_float32(self.mlp(pool(features, self.grid).flatten(1)))
         return embedding
 
 
@@ -91,4 +93,4 @@ class PixelProjectors(nn.Module):
 
     def forward(self, pixels: Sequence[Tensor]) -> list[Tensor]:
         """Map one (..., C) of each network to (..., out), not normalized."""
-        return [self.shared(layer(own)) for layer, own in zip(self.first, pixels, strict=True)]
+        return [in_float32(self.shared(layer(own))) for layer, own in zip(self.first, pixels, strict=True)]

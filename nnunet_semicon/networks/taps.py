@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.networks.precision import in_float32
 
 
 def encoder_tap(above: int = 0) -> str:
@@ -126,7 +127,7 @@ class FeatureTaps:
             _location(network, name).register_forward_hook(self._hook(name))
 
     def take(self) -> dict[str, Tensor]:
-        """Return name -> (B, C, *S) of the latest forward pass and forget them.
+        """Return name -> (B, C, *S) of the latest forward pass, no bfloat16, and forget them.
 
         Raises:
             RuntimeError: a tap did not fire.
@@ -134,7 +135,7 @@ class FeatureTaps:
         missing = [name for name in self.names if name not in self._caught]
         if missing:
             raise RuntimeError(f"no features at {missing}: the hooks did not fire in the forward pass")
-        caught = dict(self._caught)
+        caught: dict[str, Tensor] = in_float32(self._caught)
         self._caught.clear()
         return caught
 

@@ -5,7 +5,7 @@ Everything nnU-Net does not have to do differently is inherited. A concrete trai
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -25,12 +25,15 @@ from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Logits, Method, Progress, StudentOutput
+from nnunet_semicon.networks.precision import in_float32
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
+from nnunet_semicon.processor import has_bfloat16, threads
 from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.configured_trainer import ConfiguredTrainer
 from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.networks import build_network
 from nnunet_semicon.training.optimization import make_optimizer, make_schedule
+from nnunet_semicon.training.precision import autocast, remark
 from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
@@ -61,6 +64,7 @@ class SemiTrainer(ConfiguredTrainer):
         """Resolve the hyper-parameters, let nnU-Net build network, optimizer and loss, then build the method."""
         with exit_on_user_error():
             self._refuse_what_we_cannot_do()
+            self._set_threads()
             super().initialize()
             self._build_method()
             title = f"nnunet_semicon {__version__}, method {self.method_class.__name__}"
@@ -68,6 +72,15 @@ class SemiTrainer(ConfiguredTrainer):
             if self.resolved.unused:
                 unused = listing(self.resolved.unused, at_most=99)
                 self.print_to_log_file(f"not used by {type(self).__name__}: {unused}", add_timestamp=False)
+            about_precision = remark(self.device.type, self.resolved.run.precision, has_bfloat16())
+            if about_precision is not None:
+                self.print_to_log_file(about_precision)
+
+    def _set_threads(self) -> None:
+        """On a CPU nnU-Net's command gives torch all processors; ``OMP_NUM_THREADS`` counts again."""
+        wanted = threads()
+        if self.device.type == "cpu" and wanted is not None:
+            torch.set_num_threads(wanted)
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
         """Return the optimizer and its schedule, before DDP wraps the network."""
@@ -205,10 +218,10 @@ class SemiTrainer(ConfiguredTrainer):
         return value
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+        return autocast(self.device.type, self.resolved.run.precision)
 
     def _student(self, images: Tensor) -> StudentOutput:
-        logits = self.network(images)
+        logits = in_float32(self.network(images))
         return StudentOutput(logits, self.taps.take())
 
     def _encoder(self, images: Tensor) -> StudentOutput:
