@@ -22,7 +22,7 @@ from nnunet_semicon.demo import chain, dataset
 from nnunet_semicon.demo.chain import Command, Folder
 from nnunet_semicon.demo.figure import POSITIONS, draw, slice_at
 from nnunet_semicon.demo.phantom import KINDS, LABELS, PHASES, PIXELS, SPACING_ZYX, Scan, make_scan
-from nnunet_semicon.demo.table import read_dice, table
+from nnunet_semicon.demo.table import read_dice, table_rows
 from nnunet_semicon.errors import UserError
 from tests.tiny import command, read_json
 
@@ -174,11 +174,10 @@ def test_table():
         ("supervised", 24, {"RV": 0.5, "MYO": 0.61239, "LV": 1.0, "mean": 0.7}),
         ("x", 8, {"RV": float("nan"), "MYO": 0, "LV": 0, "mean": 0}),
     ]
-    assert table(rows).splitlines() == [
-        "| training   | labeled images per step |      RV |   MYO |    LV |  mean |",
-        "| ---------- | ----------------------: | ------: | ----: | ----: | ----: |",
-        "| supervised |                      24 |   0.500 | 0.612 | 1.000 | 0.700 |",
-        "| x          |                       8 | missing | 0.000 | 0.000 | 0.000 |",
+    assert table_rows(rows) == [
+        ["training", "labeled images per step", "RV", "MYO", "LV", "mean"],
+        ["supervised", "24", "0.500", "0.612", "1.000", "0.700"],
+        ["x", "8", "missing", "0.000", "0.000", "0.000"],
     ]
 
 
@@ -390,9 +389,10 @@ def test_the_whole_demo(tmp_path):
     printed = [line[2:] for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert printed == [str(words) for words in chain.commands(Folder(Path("out")), "cpu")]
     assert len(list(folder.logs.iterdir())) == len(printed)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-    assert lines == [line for line in folder.table.read_text().splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + len(chain.ROWS)
+    written = [line.strip("| ") for line in folder.table.read_text().splitlines() if line.startswith("|")]
+    assert len(written) == 2 + len(chain.ROWS)
+    printed = [re.split("  +", line) for line in done.stdout.splitlines()]
+    assert all(re.split(r" \| ", line) in printed for line in written[:1] + written[2:])
     assert "proves nothing about patients" in done.stdout
     dice = read_json(folder.record)["dice"]
     for row in chain.ROWS:

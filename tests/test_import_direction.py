@@ -33,12 +33,13 @@ TABLE = {
     "files": Rule(),
     "commands": Rule(),
     "processor": Rule(),
+    "tables": Rule(libraries={"rich"}),
     "autoload": Rule(),
     "nnunet_ext": Rule(ours={"trainers"}),
     "losses": Rule(libraries={"torch"}),
     "meta_labels": Rule(libraries={"numpy"}),
     "networks": Rule(libraries={"torch", "timm"}),
-    "configuration": Rule(ours={"files", "meta_labels"}, libraries={"numpy", "pydantic", "pydantic_core"}),
+    "configuration": Rule(ours={"files", "meta_labels", "tables"}, libraries={"numpy", "pydantic", "pydantic_core"}),
     "data": Rule(
         ours={"files", "meta_labels"},
         libraries={
@@ -113,7 +114,10 @@ TABLE = {
         libraries={"nnunetv2", "torch"},
     ),
     "demo": Rule(ours={"commands", "processor"}, libraries={"matplotlib", "numpy", "scipy", "SimpleITK"}),
-    "evaluation": Rule(ours={"files", "workspace"}, libraries={"nnunetv2", "numpy", "scipy", "tqdm"}),
+    "evaluation": Rule(
+        ours={"files", "tables", "workspace"},
+        libraries={"nnunetv2", "numpy", "scipy", "surface_distance", "tqdm"},
+    ),
     "cli": Rule(ours={ANYTHING}, libraries={ANYTHING}),
 }
 

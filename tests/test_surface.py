@@ -9,7 +9,7 @@ from medpy.metric import binary
 from scipy.ndimage import gaussian_filter
 
 from nnunet_semicon.evaluation.surface import boundary, distances, joint_box
-from nnunet_semicon.evaluation.surfels import area_of_code, nsd, surfels
+from nnunet_semicon.evaluation.surface_dice import nsd, surfels
 
 SHAPES = [(20, 30), (9, 14, 17)]
 
@@ -101,15 +101,6 @@ def test_crop_does_not_change_distances():
         assert getattr(between(*cropped, (1, 2, 3)), metric) == getattr(between(*inside, (1, 2, 3)), metric)
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.5, 0.7, 0.4)])
-def test_every_neighborhood_has_the_area_of_marching_cubes(spacing):
-    from surface_distance.lookup_tables import create_table_neighbour_code_to_surface_area
-
-    theirs = np.asarray(create_table_neighbour_code_to_surface_area(spacing))
-    mirrored = [int(f"{code:08b}"[::-1], 2) for code in range(256)]  # their bits count the corners from the other end
-    np.testing.assert_allclose(area_of_code(spacing), theirs[mirrored], atol=1e-9)
-
-
 def test_surface_of_a_flat_side_is_its_area():
     # a plate through the whole image but for its rim: two sides of 8 x 8 voxels dominate
     mask = np.zeros((5, 102, 102), bool)
@@ -125,3 +116,80 @@ def test_nsd_of_shifted_plates():
     assert nsd(prediction, reference, (1, 1, 1), 1) < 0.4  # only the rim, where the image ends
     assert nsd(prediction, reference, (1, 1, 1), 2) == 1
     assert nsd(prediction, reference, (2, 1, 1), 2) < 0.5
+
+
+# --- normalized surface Dice against formulas: side, radius, shift and tolerance in mm -------------------------------
+# A surface element stands for half a voxel on either side of it, so half a voxel beyond the tolerance counts as near.
+
+
+def centers_of(spacing, extent):
+    return [(np.arange(round(extent / size)) + 0.5) * size for size in spacing]
+
+
+def cube(start, side, spacing, extent=60):
+    """Return a cube of ``side`` mm whose first corner lies at ``start`` (mm)."""
+    lies_in = [(x >= first) & (x < first + side) for first, x in zip(start, centers_of(spacing, extent), strict=True)]
+    return np.logical_and.reduce(np.meshgrid(*lies_in, indexing="ij"))
+
+
+def ball(center, radius, spacing, extent=60):
+    offsets = [x - middle for middle, x in zip(center, centers_of(spacing, extent), strict=True)]
+    return sum(offset**2 for offset in np.meshgrid(*offsets, indexing="ij")) < radius**2
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (2, 0.5, 1)])
+@pytest.mark.parametrize(("shift", "tolerance"), [(4, 2), (8, 2), (8, 6)])
+def test_nsd_of_a_shifted_cube(spacing, shift, tolerance):
+    side = 40
+    prediction, reference = (cube((first, 10, 10), side, spacing) for first in (6, 6 + shift))
+    # far are: the side outside of the other cube, the strips next to it, the middle of the side in the other cube
+    reach = tolerance + np.divide(spacing, 2)
+    far = side**2 + 4 * side * (shift - reach[0]) + (side - 2 * reach[1]) * (side - 2 * reach[2])
+    assert nsd(prediction, reference, spacing, tolerance) == pytest.approx(1 - far / (6 * side**2), abs=0.005)
+    assert nsd(prediction, reference, spacing, shift) == 1
+
+
+@pytest.mark.parametrize("spacing", [(1, 1, 1), (0.25, 0.25)])
+@pytest.mark.parametrize(("shift", "tolerance"), [(6, 2), (6, 4), (12, 3)])
+def test_nsd_of_a_shifted_ball(spacing, shift, tolerance):
+    radius, rest = 22, [30] * (len(spacing) - 1)
+    prediction, reference = (ball((30 + side * shift / 2, *rest), radius, spacing) for side in (-1, 1))
+    # a point of a sphere, at an angle to the shift, lies | |point - other center| - radius | from the other sphere
+    reach = tolerance + spacing[0] / 2
+    low, high = ((radius**2 + shift**2 - (radius + r) ** 2) / (2 * radius * shift) for r in (reach, -reach))
+    # on a sphere the cosine of the angle is uniform, on a circle the angle itself
+    expected = (high - low) / 2 if len(spacing) == 3 else (np.arccos(low) - np.arccos(high)) / np.pi
+    assert nsd(prediction, reference, spacing, tolerance) == pytest.approx(expected, abs=0.02)
+    assert nsd(prediction, reference, spacing, shift) == 1
+
+
+def test_surface_of_one_voxel_is_a_regular_octahedron():
+    mask = np.zeros((3, 3, 3), bool)
+    mask[1, 1, 1] = True
+    assert surfels(mask, (1, 1, 1))[1].sum() == pytest.approx(np.sqrt(3))
+    assert surfels(mask[1], (1, 1))[1].sum() == pytest.approx(2 * np.sqrt(2))
+    assert surfels(np.ones((1, 1, 1), bool), (2, 2, 2))[1].sum() == pytest.approx(4 * np.sqrt(3))
+
+
+def test_nsd_of_two_voxels():
+    prediction, reference = np.zeros((2, 9, 9, 9), bool)
+    prediction[1, 1, 1] = reference[3, 1, 1] = True  # 4 mm apart from center to center, 2 mm from side to side
+    assert nsd(prediction, reference, (2, 1, 1), 1.99) == 0
+    assert nsd(prediction, reference, (2, 1, 1), 2) == 0.5
+    assert nsd(prediction, reference, (2, 1, 1), 4) == 1
+    assert nsd(prediction, prediction, (2, 1, 1), 0.1) == 1
+
+
+@pytest.mark.parametrize("first", range(0, 40, 3))
+def test_a_distance_equal_to_the_tolerance_is_agreement(first):
+    prediction, reference = np.zeros((2, 50, 3), bool)
+    prediction[first, 1] = reference[first + 5, 1] = True  # 5 * 0.4 mm apart, wherever they lie
+    assert nsd(prediction, reference, (0.4, 1), 2) == 1
+    assert nsd(prediction, reference, (0.4, 1), 1.999) == 0.5
+
+
+def test_crop_does_not_change_nsd():
+    prediction, reference = blobs((8, 8, 8), 1, 0)
+    inside = [np.pad(mask, ((3, 2), (0, 4), (1, 1))) for mask in (prediction, reference)]
+    cropped = [mask[joint_box(*inside)] for mask in inside]
+    assert nsd(*cropped, (1, 2, 3), 1.5) == pytest.approx(nsd(*inside, (1, 2, 3), 1.5), abs=1e-12)

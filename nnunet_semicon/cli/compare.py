@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.errors import UserError, nearest
 from nnunet_semicon.evaluation.comparison import Comparison, Method
 from nnunet_semicon.evaluation.runs import read_methods
+from nnunet_semicon.tables import render
 
 NOTES = """example:
   R=$nnUNet_results/Dataset027_ACDC
@@ -77,9 +77,9 @@ def _tables(comparison: Comparison) -> str:
     rows = tables.means_rows(comparison)
     names = [row[0] for row in rows]
     rows = [["" if names[i] in names[:i] else names[i], *row[1:]] for i, row in enumerate(rows)]  # a name once
-    parts = [tables.describe(comparison), f"{tables.means_title(comparison)}\n{aligned(rows, '  ')}"]
+    parts = [tables.describe(comparison), f"{tables.means_title(comparison)}\n{render(rows, indent='  ')}"]
     for method in comparison.methods[1:]:
         rows = tables.differences_rows(comparison, method.name)
-        parts.append(f"{tables.differences_title(comparison, method.name)}\n{aligned(rows, '  ')}")
+        parts.append(f"{tables.differences_title(comparison, method.name)}\n{render(rows, indent='  ')}")
     parts.append("\n".join([tables.how(comparison), *(f"note: {note}" for note in comparison.notes)]))
     return "\n\n".join(parts)

@@ -7,7 +7,6 @@ from typing import Any
 
 from nnunet_semicon.cli.key_values import nested, parse_seeds, refuse_overlap
 from nnunet_semicon.cli.settings import read_values, refuse_replacing, variants_of
-from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.configuration.plans import (
     BATCH_SIZE,
@@ -24,6 +23,7 @@ from nnunet_semicon.configuration.plans import (
 from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.tables import render
 from nnunet_semicon.workspace import DEFAULT_PLANS, Place, all_cases, find_plans, result_folders
 
 EXAMPLE = """examples:
@@ -204,7 +204,7 @@ def print_list(args: argparse.Namespace, place: Place) -> None:
     names = our_configurations(place.configurations)
     if names:
         rows = [describe(name, place.configurations[name]) for name in names]
-        print(aligned([["configuration", "inherits from", "sets"], *rows]))
+        print(render([["configuration", "inherits from", "sets"], *rows]))
         return
     print(
         f"{args.p}.json of {place.dataset} has no configuration of ours, only nnU-Net's own "
@@ -223,7 +223,7 @@ def delete(args: argparse.Namespace, place: Place) -> None:
     names = select_ours(place.plans, args.delete)
     write_plans(remove_configurations(place.plans, names), place.path)
     print(f"deleted from {args.p}.json of {place.dataset}:")
-    print(aligned([describe(name, place.configurations[name]) for name in names], indent="  "))
+    print(render([describe(name, place.configurations[name]) for name in names], header=False, indent="  "))
     for folder in result_folders(place, names):
         print(f"note: results still lie in {folder}")
 
@@ -253,5 +253,5 @@ def show(args: argparse.Namespace, place: Place) -> None:
         configuration, plans, fingerprint, meta, trainer.method_class, device, where, defaults=trainer.defaults
     )
     print(f"{trainer.__name__} on {place.dataset}, configuration {title}, device {device}:")
-    print(as_table(resolved.settings))
+    print(as_table(resolved.settings, wrap=True))
     print("This is what would run. Nothing was written.")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from nnunet_semicon import __version__
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.files import write_json, write_text
+from nnunet_semicon.tables import markdown, render
 
 DEVICES = ("cpu", "cuda", "mps")
 CAVEAT = (
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
     for key, value in added.items():
         print(f"export {key}={shlex.quote(value)}")
     seconds = run_all(chain.commands(folder, device), folder.logs, added)
-    text, dice = outcome.measure(folder)
-    write_text(folder.table, f"{text}\n\n{CAVEAT}\n")
+    rows, dice = outcome.measure(folder)
+    write_text(folder.table, f"{markdown(rows)}\n\n{CAVEAT}\n")
     outcome.draw_figure(folder)
     precision = chain.precision(device)
     record = {"version": __version__, "device": device, "precision": precision, "dice": dice, "seconds": seconds}
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.keep:
         chain.remove_intermediate(folder)
     minutes = (time.monotonic() - start) / 60
-    print(f"\nMean Dice over {len(TEST)} test scans, {minutes:.1f} minutes in all:\n\n{text}\n\n{CAVEAT}")
+    print(f"\nMean Dice over {len(TEST)} test scans, {minutes:.1f} minutes in all:\n\n{render(rows)}\n\n{CAVEAT}")
     print(where_it_lies(folder, args.keep))
     return 0
 

@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.tables import render
 
 if TYPE_CHECKING:
     from nnunet_semicon.evaluation.folders import Source
@@ -107,7 +107,7 @@ def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:
 
     for convention in CONVENTIONS:
         print(f"\n{HEADINGS[convention]}")
-        print(aligned(rows(content, convention), indent="  "))
+        print(render(rows(content, convention), indent="  "))
     print(
         "\nMeans are over the cases that have the class in both files. pen.: over all cases; a class that is missing in"
     )

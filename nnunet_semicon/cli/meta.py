@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from os.path import exists, isdir, join
 from typing import TYPE_CHECKING
 
-from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.configuration import rules
 from nnunet_semicon.configuration.resolved import partitions_of, read_fingerprint
 from nnunet_semicon.data.headers import Header, read_headers
@@ -16,6 +15,7 @@ from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.files import explain_unwritable, read_object, write_text
 from nnunet_semicon.meta_labels.position import is_backward
 from nnunet_semicon.meta_labels.table import MetaTable
+from nnunet_semicon.tables import render
 from nnunet_semicon.workspace import DEFAULT_PLANS, find_any_plans, find_folders, image_files, unlabeled_cases
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _describe(table: MetaTable) -> str:
         label = "no" if table.why_no_label(name) else "yes"
         rows.append([name, str(len(column.values)), str(unknown), label, _cut(column.source, 72), _cut(examples, 72)])
     reasons = [f"{name} is no label: {why}" for name in table.columns if (why := table.why_no_label(name))]
-    return "\n".join([aligned(rows), *reasons])
+    return "\n".join([render(rows), *reasons])
 
 
 def _describe_position(plans: "PlansManager | None", preprocessed: str) -> list[str]:
@@ -140,7 +140,7 @@ def _describe_position(plans: "PlansManager | None", preprocessed: str) -> list[
         [f"{listing(names, 3)}:", f"{value or 'no'} partitions", f"({reason})"]
         for (value, reason), names in configurations.items()
     ]
-    return lines + (aligned(rows).split("\n") if rows else [])
+    return lines + (render(rows, header=False).split("\n") if rows else [])
 
 
 def _describe_orientation(plans: "PlansManager | None", headers: Mapping[str, Header]) -> list[str]:
@@ -161,7 +161,7 @@ def _first_rows(table: MetaTable) -> str:
     rows = [["case", *table.columns]]
     for case, row in list(table.rows().items())[:FIRST_ROWS]:
         rows.append([_cut(case), *(_cut(value) if value is not None else "?" for value in row.values())])
-    return aligned(rows)
+    return render(rows)
 
 
 def _notes(extracted: Extracted, images: Mapping[str, Sequence[str]], cases: Sequence[str]) -> list[str]:

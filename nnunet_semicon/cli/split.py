@@ -4,10 +4,10 @@ import argparse
 from collections.abc import Mapping
 from os.path import isdir
 
-from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.data.meta import patients
 from nnunet_semicon.data.splits import UNLABELED, count, labeled_cases, make_splits, split_files, write_splits
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.tables import render
 from nnunet_semicon.workspace import find_folders
 
 NOTES = """example:
@@ -59,4 +59,4 @@ def _table(splits: list[dict[str, list[str]]], patient_of: Mapping[str, str]) ->
     rows = [["fold", "labeled", "unlabeled", "validation"]]
     for number, fold in enumerate(splits):
         rows.append([str(number), *(count(fold[key], patient_of) for key in ("train", UNLABELED, "val"))])
-    return aligned(rows)
+    return render(rows)

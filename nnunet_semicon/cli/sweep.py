@@ -152,13 +152,13 @@ def _say(line: str) -> None:
 
 def _report(plan: "Plan", outcomes: "Mapping[str, Outcome]") -> int:
     """Print the table, what is not finished, and how to compare; return the exit code."""
-    from nnunet_semicon.cli.tables import aligned
+    from nnunet_semicon.tables import render
 
     rows = [["cell", "state", "minutes"]]
     for name, outcome in outcomes.items():
         record = plan.record(plan.cells[name])
         rows.append([name, outcome.state.value, "-" if record is None else f"{record.minutes:.1f}"])
-    print(f"\n{aligned(rows)}")
+    print(f"\n{render(rows)}")
     finished = [plan.cells[name] for name, outcome in outcomes.items() if outcome.finished]
     runs = list(dict.fromkeys(plan.model_folder(cell).name for cell in finished if plan.segments(cell)))
     if runs:

@@ -3,9 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from nnunet_semicon.cli.tables import aligned
 from nnunet_semicon.configuration.config import allowed, default_of, help_of, source_of
 from nnunet_semicon.configuration.plans import in_words
+from nnunet_semicon.tables import render
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -47,7 +47,7 @@ def summary(name: str) -> str:
         ["rows", how_rows_are_spent(method.needs)],
         ["costs", f"beyond stock nnU-Net: {method.cost}"],
     ]
-    return f"{name}\n{aligned(rows, indent='  ')}"
+    return f"{name}\n{render(rows, header=False, indent='  ')}"
 
 
 def what_it_needs(needs: "Needs") -> str:
@@ -81,7 +81,7 @@ def hyper_parameters(name: str) -> str:
     rows = [["key", "default", "allowed", "meaning", "source"]]
     rows += [_row(key, defaults[key], f) for key, f in settings.items()]
     rows.append(["batch_size", "planned", "at least 1", "rows per step (nnU-Net's own key)", "nnU-Net"])
-    return f"{summary(name)}\n\n{aligned(rows)}\n\nSet them with `semicon configure --set KEY=VALUE`."
+    return f"{summary(name)}\n\n{render(rows)}\n\nSet them with `semicon configure --set KEY=VALUE`."
 
 
 def _row(key: str, default: Any, field: "FieldInfo") -> list[str]:

@@ -19,6 +19,7 @@ from nnunet_semicon.configuration.needs import Needs
 from nnunet_semicon.configuration.run import RunConfig, learning_rate
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.meta_labels.table import POSITION, MetaColumn, MetaTable
+from nnunet_semicon.tables import render
 
 # a resumed run may differ in these: they change neither the data nor the weights of the finished run
 MAY_CHANGE = ("device", "save_every", "student_rows")
@@ -218,11 +219,10 @@ def read_fingerprint(preprocessed_dataset: str) -> dict[str, Any] | None:
 # --- in words ----------------------------------------------------------------------------------------------------
 
 
-def as_table(settings: Mapping[str, Derived]) -> str:
-    """Return one aligned line per hyper-parameter: key, value, reason."""
+def as_table(settings: Mapping[str, Derived], wrap: bool = False) -> str:
+    """Return one aligned line per hyper-parameter: key, value, reason; ``wrap``: to the width of a terminal."""
     rows = [(key, in_words(value), reason) for key, (value, reason) in settings.items()]
-    keys, values = (max(len(row[column]) for row in rows) for column in (0, 1))
-    return "\n".join(f"  {key:<{keys}}  {value:<{values}}  {reason}" for key, value, reason in rows)
+    return render(rows, header=False, indent="  ", wrap=wrap)
 
 
 def in_words(value: Any) -> str:

@@ -3,13 +3,13 @@
 from nnunet_semicon.demo.chain import CONTROL, ROWS, SP_CON, Folder
 from nnunet_semicon.demo.dataset import TEST, case_name
 from nnunet_semicon.demo.figure import POSITIONS, draw
-from nnunet_semicon.demo.table import read_dice, table
+from nnunet_semicon.demo.table import read_dice, table_rows
 
 
-def measure(folder: Folder) -> tuple[str, dict[str, dict[str, float]]]:
-    """Return the text of the table, and row -> structure -> mean Dice in [0, 1]."""
+def measure(folder: Folder) -> tuple[list[list[str]], dict[str, dict[str, float]]]:
+    """Return the cells of the table, its header first, and row -> structure -> mean Dice in [0, 1]."""
     dice = {row.key: read_dice(folder.predictions(row) / "summary.json") for row in ROWS}
-    return table([(row.title, row.labeled, dice[row.key]) for row in ROWS]), dice
+    return table_rows([(row.title, row.labeled, dice[row.key]) for row in ROWS]), dice
 
 
 def draw_figure(folder: Folder) -> None:

@@ -1,6 +1,7 @@
 """The table of ``semicon demo``: Dice per structure of every row."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,21 +18,15 @@ def read_dice(summary: Path) -> dict[str, float]:
     return {**dice, MEAN: float(content["foreground_mean"]["Dice"])}
 
 
-def table(rows: Sequence[tuple[str, int, Mapping[str, float]]]) -> str:
-    """Return a Markdown table with aligned columns.
+def table_rows(trainings: Sequence[tuple[str, int, Mapping[str, float]]]) -> list[list[str]]:
+    """Return the cells of the table, its header first.
 
     Args:
-        rows: title, labeled images per step, structure -> Dice in [0, 1] (NaN: the structure is nowhere).
+        trainings: title, labeled images per step, structure -> Dice in [0, 1] (NaN: the structure is nowhere).
     """
-    header = ["training", "labeled images per step", *STRUCTURES, MEAN]
-    cells = [
-        [title, str(labeled), *("missing" if dice[k] != dice[k] else f"{dice[k]:.3f}" for k in header[2:])]
-        for title, labeled, dice in rows
-    ]
-    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))]
-        for line in [header, rule, *cells]
-    ]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    columns = [*STRUCTURES, MEAN]
+    rows = [["training", "labeled images per step", *columns]]
+    for title, labeled, dice in trainings:
+        cells = ["missing" if math.isnan(dice[column]) else f"{dice[column]:.3f}" for column in columns]
+        rows.append([title, str(labeled), *cells])
+    return rows

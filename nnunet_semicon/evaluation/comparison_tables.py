@@ -3,13 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from nnunet_semicon import __version__
 from nnunet_semicon.evaluation.compare import is_higher_better, shown_metric
 from nnunet_semicon.evaluation.comparison import Comparison, Mean
 from nnunet_semicon.evaluation.statistics import BOOTSTRAP_SEED, CONFIDENCE, RESAMPLES
+from nnunet_semicon.tables import markdown
 
 Rows = list[list[str]]
 
@@ -68,7 +68,7 @@ def differences_rows(comparison: Comparison, method: str) -> Rows:
 
 def means_markdown(comparison: Comparison) -> str:
     """Return the table of means, its title as a paragraph before it."""
-    return f"{means_title(comparison)}:\n\n{markdown_table(means_rows(comparison))}"
+    return f"{means_title(comparison)}:\n\n{markdown(means_rows(comparison))}"
 
 
 def differences_markdown(comparison: Comparison) -> str:
@@ -76,7 +76,7 @@ def differences_markdown(comparison: Comparison) -> str:
     parts = []
     for method in comparison.methods[1:]:
         title = differences_title(comparison, method.name)
-        parts.append(f"{title}:\n\n{markdown_table(differences_rows(comparison, method.name))}")
+        parts.append(f"{title}:\n\n{markdown(differences_rows(comparison, method.name))}")
     if comparison.notes:
         parts.append("\n".join(f"- {note}" for note in comparison.notes))
     return "\n\n".join(parts)
@@ -143,12 +143,6 @@ def as_json(comparison: Comparison) -> str:
         "notes": comparison.notes,
     }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def markdown_table(rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table; the first row is its header."""
-    header, *lines = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *lines])
 
 
 def _mean_cell(row: Mean) -> str:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.evaluation.surface import Mask, boundary, distances, joint_box
-from nnunet_semicon.evaluation.surfels import nsd
+from nnunet_semicon.evaluation.surface_dice import nsd
 
 Metrics = dict[str, float | None]
 Target = int | tuple[int, ...]
