@@ -780,7 +780,7 @@ def test_all_hyper_parameters_of_one_trainer(capsys):
     printed = capsys.readouterr().out
     rows = {line.split()[0]: re.split(r"  +", line) for line in printed.splitlines() if line[:1].isalpha()}
     assert {*keys_of(SPConConfig), *keys_of(RunConfig), "batch_size"} <= rows.keys()
-    assert rows["temperature"] == ["temperature", "0.07", "at least 0.005", "tau of the contrast", "supplement 3.2"]
+    assert rows["temperature"] == ["temperature", "0.07", "at least 0.005", "tau of the contrast [supplement 3.2]"]
     assert rows["lambda"][1] == "position=1.0 patient=0.01 self=0.0 others=0.001"
     assert rows["regularizer"][1:3] == ["linear", "linear, hard, none"]
     assert rows["ema_decay"][2] == "0 to 1"

@@ -95,6 +95,22 @@ def test_a_missing_class_is_counted_and_penalized_but_never_a_silent_zero(folder
     printed = capsys.readouterr().out
     assert "ventricle is missing in the prediction of case_1." in printed
     assert "myocardium is missing in the reference of case_0." in printed
+    titles = [line.split() for line in printed.splitlines() if line.split()[:1] == ["class"]]
+    assert [line.count("pen.") for line in titles] == [5, 5]  # DSC, Jaccard and three distances, in mm and in voxels
+
+
+def test_without_a_missing_class_the_table_has_one_mean(folders, capsys):
+    for seed in range(3):
+        write(folders / "labelsTr" / f"case_{seed}.nii.gz", segmentation(seed))
+        write(folders / "pred" / f"case_{seed}.nii.gz", segmentation(seed))
+    assert evaluate(folders, "--metrics", "NSD=1") == 0
+    printed = capsys.readouterr().out
+    assert "pen." not in printed
+    lines = [line.split() for line in printed.splitlines()]
+    titles = next(line for line in lines if line[:1] == ["class"])
+    values = dict(zip(titles, next(line for line in lines if line[:1] == ["ventricle"]), strict=True))
+    assert (values["cases"], values["missing"]) == ("3", "0")
+    assert (values["DSC"], values["HD95"], values["NSD_1mm"]) == ("1.000", "0.00", "1.000")
 
 
 def test_a_class_that_is_in_no_file_is_absent_not_missing(folders):

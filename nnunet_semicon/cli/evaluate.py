@@ -103,15 +103,14 @@ def _sources(args: argparse.Namespace) -> "list[Source]":
 
 def _print(content: dict[str, Any], notes: list[str], file: Path) -> None:
     from nnunet_semicon.evaluation.evaluate import CONVENTIONS
-    from nnunet_semicon.evaluation.tables import HEADINGS, rows
+    from nnunet_semicon.evaluation.tables import HEADINGS, is_missing, rows
 
     for convention in CONVENTIONS:
         print(f"\n{HEADINGS[convention]}")
         print(render(rows(content, convention), indent="  "))
-    print(
-        "\nMeans are over the cases that have the class in both files. pen.: over all cases; a class that is missing in"
-    )
-    print("one file counts as Dice 0 and as a distance of the image's diagonal.")
+    print("\nMeans are over the cases that have the class in both files.")
+    if is_missing(content):
+        print("pen.: over all cases; a class that is missing in one file counts as Dice 0 and as the image's diagonal.")
     for name, of_class in zip(
         content["semicon"]["class_names"].values(), content["semicon"]["summary"].values(), strict=True
     ):

@@ -78,11 +78,12 @@ def hyper_parameters(name: str) -> str:
     settings = keys_of_trainer(trainer)
     of_method = {key: derived.value for key, derived in trainer.method_class.defaults.items()}
     defaults = {**{key: default_of(f) for key, f in settings.items()}, **of_method, **trainer.defaults}
-    rows = [["key", "default", "allowed", "meaning", "source"]]
+    rows = [["key", "default", "allowed", "meaning [source]"]]
     rows += [_row(key, defaults[key], f) for key, f in settings.items()]
-    rows.append(["batch_size", "planned", "at least 1", "rows per step (nnU-Net's own key)", "nnU-Net"])
+    rows.append(["batch_size", "planned", "at least 1", "rows per step; nnU-Net's own key [nnU-Net]"])
     return f"{summary(name)}\n\n{render(rows)}\n\nSet them with `semicon configure --set KEY=VALUE`."
 
 
 def _row(key: str, default: Any, field: "FieldInfo") -> list[str]:
-    return [key, in_words(default), allowed(field), help_of(field), source_of(field)]
+    meaning, source = help_of(field), source_of(field)
+    return [key, in_words(default), allowed(field), f"{meaning} [{source}]" if source else meaning]

@@ -32,18 +32,18 @@ def to_csv(content: Mapping[str, Any]) -> str:
 def rows(content: Mapping[str, Any], convention: str) -> list[list[str]]:
     """Return the lines of the table of one convention, its header first.
 
-    A metric has two columns: the mean over the cases in which the class is in both files, and the penalized mean.
+    A metric has the mean over the cases in which the class is in both files; and the penalized mean beside it, where a
+    class is missing somewhere (otherwise the two are equal).
     """
     summary = content["semicon"]["summary"]
     names = content["semicon"]["class_names"]
     metrics = [*CONVENTIONS[convention]]
     if convention == "mm":
         metrics += [metric for metric in next(iter(summary.values()))["mean"] if metric.startswith(NSD)]
-    columns = [(metric, which) for metric in metrics for which in _means(metric)]
+    columns = [(metric, which) for metric in metrics for which in _means(metric, is_missing(content))]
     lines = [["class", "cases", "missing", *(_heading(metric, which, convention) for metric, which in columns)]]
     for key, of_class in summary.items():
-        missing = len(of_class["missing_in_prediction"]) + len(of_class["missing_in_reference"])
-        counts = [str(of_class["cases"] - of_class["absent_in_both"]), str(missing)]
+        counts = [str(of_class["cases"] - of_class["absent_in_both"]), str(_count_missing(of_class))]
         cells = [_number(metric, of_class[which][metric]) for metric, which in columns]
         lines.append([names[key], *counts, *cells])
     if len(summary) > 1:
@@ -52,8 +52,17 @@ def rows(content: Mapping[str, Any], convention: str) -> list[list[str]]:
     return lines
 
 
-def _means(metric: str) -> tuple[str, ...]:
-    return ("mean",) if metric in VOLUME else ("mean", "penalized_mean")
+def is_missing(content: Mapping[str, Any]) -> bool:
+    """Return whether a class is missing in the prediction or in the reference of a case."""
+    return any(_count_missing(of_class) for of_class in content["semicon"]["summary"].values())
+
+
+def _count_missing(of_class: Mapping[str, Any]) -> int:
+    return len(of_class["missing_in_prediction"]) + len(of_class["missing_in_reference"])
+
+
+def _means(metric: str, missing: bool) -> tuple[str, ...]:
+    return ("mean", "penalized_mean") if missing and metric not in VOLUME else ("mean",)
 
 
 def _heading(metric: str, which: str, convention: str) -> str:
