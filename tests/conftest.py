@@ -1,16 +1,44 @@
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.tiny import Tiny, build
 
+# nnU-Net reads it while it is imported: how many processes a validation inside a test starts, each for seconds
+os.environ["nnUNet_def_n_proc"] = "1"
+
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Tiny:
+def shared(tmp_path_factory, worker_id) -> Shared:
+    """Folders that are made once per run, by the worker that asks first: ``shared(name, make)`` returns the folder.
+
+    ``make`` gets the folder's path. Read-only for everyone: a test that changes files takes a copy.
+    """
+    # pytest-xdist gives every worker a folder of its own below that of the run
+    run = tmp_path_factory.getbasetemp() if worker_id == "master" else tmp_path_factory.getbasetemp().parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        path, made = run / f"shared_{name}", run / f"shared_{name}.made"
+        with FileLock(f"{path}.lock"):
+            if not made.exists():
+                shutil.rmtree(path, ignore_errors=True)  # what a failed attempt of another worker left
+                make(path)
+                made.touch()
+        return path
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(shared) -> Tiny:
     """The tiny dataset, planned and preprocessed once. Read-only: a test that changes files takes ``tiny.fresh``."""
-    return build(tmp_path_factory.mktemp("tiny"))
+    return Tiny(shared("tiny", build))
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +52,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def prepared(tiny, tmp_path_factory) -> Tiny:
-    """The tiny dataset with a split that has unlabeled cases and short configurations. Read-only."""
+    """The tiny dataset with a split that has unlabeled cases and short configurations; a copy of this worker's own."""
     from tests.harness import prepare
 
     return prepare(tiny.fresh(tmp_path_factory.mktemp("prepared")))

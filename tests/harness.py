@@ -14,12 +14,29 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.plans import add_configuration, write_plans
+from nnunet_semicon.training import snapshots
+from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from tests.tiny import PLANS, Tiny, read_json, write_json
 
 NAMES = tuple(trainers.__all__)
 WITH_UNLABELED = tuple(n for n in NAMES if getattr(trainers, n).method_class.needs.views)
 CONFIGURATIONS = ("2d", "3d_fullres")
+# Two processes, and a resumed run, take long. Their errors lie in a mechanism, not in a trainer: the fast tier runs one
+# trainer and dimension for each mechanism, the slow tier the others. A test compares this with the trainers' modules.
+MECHANISMS = {
+    "teacher, queue, contrast by meta-labels, second optimizer": ("nnUNetTrainerSPCon", "2d"),
+    "second network, contrast of pixels at several scales": ("nnUNetTrainerMCSC", "3d_fullres"),
+    "contrast of windows": ("nnUNetTrainerPLGCL", "2d"),
+    "pre-training of the encoder, past the wrapper of DDP": ("nnUNetTrainerSimCLRPretrain", "3d_fullres"),
+    "pre-training on labels, contrast of pixels": ("nnUNetTrainerSupervisedLocalPretrain", "2d"),
+    "another network than the planned one": ("nnUNetTrainerSwinUNet", "3d_fullres"),
+}
+LONG_PAIRS = tuple(
+    pytest.param(name, parent, marks=() if (name, parent) in MECHANISMS.values() else pytest.mark.slow)
+    for name in NAMES
+    for parent in CONFIGURATIONS
+)
 SHORT = {
     "num_epochs": 2,
     "num_iterations_per_epoch": 2,
@@ -78,6 +95,24 @@ def step(trainer: SemiTrainer, batch: dict | None = None) -> dict:
     return trainer.train_step(next(trainer.dataloader_train) if batch is None else batch)
 
 
+def encoder_inputs(trainer: SemiTrainer) -> list[torch.Tensor]:
+    """Fill the returned list with the rows that enter the student's encoder; their gradients say who teaches it."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        seen.append(inputs[0].detach().requires_grad_())
+        return (seen[-1],)
+
+    trainer.plain_network.encoder.register_forward_pre_hook(keep)
+    return seen
+
+
+def mechanisms_of(trainer: SemiTrainer) -> set[type]:
+    """The kinds of our modules that its method is made of, and the kind of trainer it is."""
+    modules = {type(module) for module in trainer.method.modules() if module is not trainer.method}
+    return {type(trainer).__base__, *(kind for kind in modules if kind.__module__.startswith("nnunet_semicon."))}
+
+
 def no_supervision(logits, target):
     """A zero that is connected to the graph, in the place of nnU-Net's loss."""
     return sum(scale.sum() for scale in logits) * 0
@@ -111,8 +146,10 @@ def capture_gradients(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> 
     return gradients
 
 
-def run_until(trainer: SemiTrainer, epoch: int | None, monkeypatch: pytest.MonkeyPatch) -> SemiTrainer:
-    """Run the whole training, or stop it when ``epoch`` begins."""
+def run_until(
+    trainer: SemiTrainer, epoch: int | None, monkeypatch: pytest.MonkeyPatch, pictures: bool = False
+) -> SemiTrainer:
+    """Run the whole training, or stop it when ``epoch`` begins; ``pictures``: draw ours after every epoch."""
     begin = trainer.on_epoch_start
 
     def maybe_stop() -> None:
@@ -121,8 +158,12 @@ def run_until(trainer: SemiTrainer, epoch: int | None, monkeypatch: pytest.Monke
         begin()
 
     monkeypatch.setattr(trainer, "on_epoch_start", maybe_stop)
-    # nnU-Net draws its figure after every epoch, which takes as long as all else here; the stock commands draw it
+    # to draw a figure takes as long as all else here; nnU-Net's is drawn where the stock commands are run
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda _, folder: Path(folder, "progress.png").touch())
+    if not pictures:
+        monkeypatch.setattr(ScalarLog, "_draw", lambda log, _: log.figure.touch())
+        for name, (file, _) in snapshots.PICTURES.items():
+            monkeypatch.setitem(snapshots.PICTURES, name, (file, lambda _, path: path.touch()))
     with suppress(Stopped):
         trainer.run_training()
     return trainer

@@ -3,6 +3,7 @@
 import math
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +11,22 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunet_semicon import trainers
+from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.networks import swin_unet
 from tests import ddp
 from tests.harness import (
     CONFIGURATIONS,
+    LONG_PAIRS,
+    MECHANISMS,
     NAMES,
     WITH_UNLABELED,
     capture_gradients,
     configure,
     differing,
+    encoder_inputs,
     make_trainer,
+    mechanisms_of,
     poison_labels,
     prepare,
     run_until,
@@ -32,9 +38,13 @@ from tests.harness import (
 )
 from tests.tiny import read_json, write_json
 
+README = Path(__file__).resolve().parents[1] / "README.md"
+PAGES = README.parent / "docs" / "methods"
+
 every_trainer = pytest.mark.parametrize("name", NAMES)
 every_semi_trainer = pytest.mark.parametrize("name", WITH_UNLABELED)
 every_dimension = pytest.mark.parametrize("parent", CONFIGURATIONS)
+every_mechanism = pytest.mark.parametrize(("name", "parent"), LONG_PAIRS)
 
 
 @every_trainer
@@ -44,12 +54,15 @@ def test_a_step_changes_the_student_and_fits_the_plan(training, name, parent):
     before = state_of(trainer)
     batch = next(trainer.dataloader_train)
     loss = step(trainer, batch)["loss"]
+    trainer.current_epoch = 1  # past a warm-up, in which a method may leave unlabeled rows out
+    entered = encoder_inputs(trainer)
     step(trainer)  # in the first one, a queue may still be empty
 
     assert np.isfinite(loss)
     assert any(key.startswith("network.") for key in differing(before, {key: state_of(trainer)[key] for key in before}))
     planned = trainer.configuration_manager.batch_size
     streams = TwoStreamBatch.from_dict(batch)
+    assert [len(rows) for rows in entered] == [trainer.rows.student_rows]
     assert trainer.rows.student_rows - trainer.rows.extra_rows <= planned
     assert streams.n_labeled == trainer.rows.labeled
     assert len(streams.unlabeled) == trainer.rows.images == streams.views.shape[1]
@@ -59,18 +72,24 @@ def test_a_step_changes_the_student_and_fits_the_plan(training, name, parent):
 
 @every_semi_trainer
 @every_dimension
-def test_unlabeled_rows_reach_the_student_and_nothing_reaches_a_teacher(training, monkeypatch, name, parent):
+def test_unlabeled_rows_teach_the_student_and_nothing_reaches_a_teacher(training, monkeypatch, name, parent):
     monkeypatch.setattr(swin_unet, "DROP_PATH", 0.0)  # in a small batch a whole branch may be left out by chance
     trainer = started(name, f"{parent}_short")
     step(trainer)  # a teacher equal to the student, and an empty queue, are special
     without_supervision(trainer, monkeypatch)
     gradients = capture_gradients(trainer, monkeypatch)
+    entered = encoder_inputs(trainer)
     trainer.current_epoch = 1  # past the beginning of every ramp
-    step(trainer)
+    batch = next(trainer.dataloader_train)
+    step(trainer, batch)
 
-    student = [g for key, g in gradients.items() if key.startswith("network.encoder")]
-    assert student
-    assert sum(float(g.abs().sum()) for g in student) > 0
+    (rows,), n = entered, batch["n_labeled"]
+    assert torch.equal(rows[:n], batch["image"][:n])
+    # no layer mixes rows: what reaches an unlabeled row comes from a term that compares this row
+    reached = rows.grad[n:].flatten(1).abs().sum(dim=1)
+    assert len(reached) > 0
+    assert (reached > 0).all()
+    assert sum(float(g.abs().sum()) for key, g in gradients.items() if key.startswith("network.encoder")) > 0
     for key, parameter in trainer.method.named_parameters():
         if key in coarse_heads(trainer.method):
             continue
@@ -120,8 +139,7 @@ def test_labels_of_unlabeled_cases_are_never_read(tiny, tmp_path, monkeypatch, n
     assert clean == losses()
 
 
-@every_trainer
-@every_dimension
+@every_mechanism
 def test_resumed_equals_uninterrupted(training, monkeypatch, name, parent):
     configuration = f"{parent}_resume"
     configure(training, configuration, f"{parent}_short", num_epochs=3, save_every=2)
@@ -139,8 +157,7 @@ def test_resumed_equals_uninterrupted(training, monkeypatch, name, parent):
     assert [row["epoch"] for row in scalars_of(resumed)] == [0, 1, 2]
 
 
-@every_trainer
-@every_dimension
+@every_mechanism
 def test_two_processes_train_one_model(training, name, parent):
     ranks = ddp.train(name, f"{parent}_short", steps=3)
 
@@ -171,12 +188,43 @@ def test_a_finished_run_has_live_scalars_and_a_checkpoint_for_the_stock_predicto
     assert predictor.network(patch).shape[1] == 3
 
 
-@every_trainer
-def test_every_hyper_parameter_is_documented(name):
-    from dataclasses import fields
+def test_the_fast_tier_shows_every_mechanism_and_the_slow_one_every_trainer(training):
+    mechanisms = {}
+    for name in NAMES:
+        trainer = make_trainer(name, "2d_short")
+        trainer.initialize()
+        mechanisms[name] = mechanisms_of(trainer)
+    fast = {name for name, _ in MECHANISMS.values()}
+    assert set.union(*mechanisms.values()) == set.union(*(mechanisms[name] for name in fast))
 
-    for f in fields(getattr(trainers, name).method_class.Config):
-        assert f.metadata["help"], f.name
+    slow = {pair.values for pair in LONG_PAIRS if pair.marks}
+    assert {name for name, _ in slow} == set(NAMES)
+    assert slow | set(MECHANISMS.values()) == {(name, parent) for name in NAMES for parent in CONFIGURATIONS}
+
+
+@every_trainer
+def test_every_hyper_parameter_stands_in_the_page_of_the_method(name):
+    undocumented = set(keys_of(getattr(trainers, name).method_class.Config)) - documented_keys(PAGES / page_of(name))
+    assert not undocumented, f"{page_of(name)} does not say what {undocumented} mean"
+
+
+def page_of(name: str) -> str:
+    """The page of a trainer in ``docs/methods``, as the table of trainers in README.md links it."""
+    (link,) = re.findall(rf"^\| `{name}` \|.*\(docs/methods/(\w+\.md)\) \|$", README.read_text(), re.MULTILINE)
+    return link
+
+
+def documented_keys(page: Path, follow: bool = True) -> set[str]:
+    """Keys with a meaning in the table of hyper-parameters of a page, and of the pages that this section links."""
+    (section,) = re.findall(r"^## Hyper-parameters$(.*?)^## ", page.read_text(), re.MULTILINE | re.DOTALL)
+    keys = set()
+    for cells in re.findall(r"^\|(`[^|]+)\|[^|]*\|([^|]*)\|", section.replace("| `", "|`"), re.MULTILINE):
+        if cells[1].strip():
+            keys |= set(re.findall(r"`(\w+)`", cells[0]))
+    if follow:
+        for link in re.findall(r"\]\((\w+\.md)[)#]", section):
+            keys |= documented_keys(page.parent / link, follow=False)
+    return keys
 
 
 def coarse_heads(method) -> set[str]:

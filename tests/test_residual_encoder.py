@@ -62,7 +62,7 @@ def test_from_a_preset_to_predictions_of_both_networks_and_their_ensemble(planne
     settings = [f"{key}={value}" for key, value in (SHORT | {"num_epochs": 1}).items()]
     tiny.run("semicon", "configure", *model, "-c", "2d", "--name", "2d_preset", "--set", *settings)
     train = ("nnUNetv2_train", "901", "2d_preset", "0", "-p", PRESET, "-device", "cpu")
-    output = tiny.run(*train, "-tr", "nnUNetTrainerCPS", nnUNet_def_n_proc="1").stdout
+    output = tiny.run(*train, "-tr", "nnUNetTrainerCPS").stdout
     assert "imagesUn 4" in output
 
     model = (*model, "-c", "2d_preset", "-f", "0")

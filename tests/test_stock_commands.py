@@ -20,7 +20,6 @@ from tests.tiny import PLANS, Tiny, command, read_json
 
 TRAINER, CONFIGURATION = "nnUNetTrainerSPCon", "2d_short"
 TRAIN = ("nnUNetv2_train", "901", CONFIGURATION, "0", "-tr", TRAINER, "-device", "cpu")
-FEW_PROCESSES = {"nnUNet_def_n_proc": "1"}  # each process of the validation imports nnU-Net anew
 STEPS = 60  # until something is segmented: two empty segmentations are equal without saying anything
 # Put on the path of a process and its workers, this makes them a machine without the package.
 WITHOUT_PACKAGE = """
@@ -69,7 +68,7 @@ def trained(tiny, tmp_path_factory) -> Tiny:
     """A finished fold, trained and validated by the stock command with worker processes. Read-only."""
     copy = prepare(tiny.fresh(tmp_path_factory.mktemp("stock_commands")))
     configure(copy, CONFIGURATION, "2d", **SHORT | {"num_iterations_per_epoch": STEPS // SHORT["num_epochs"]})
-    copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2", **FEW_PROCESSES)
+    copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2")
     return copy
 
 
@@ -105,7 +104,7 @@ def test_validate_again(trained, results):
     summary = fold_folder(results) / "validation" / "summary.json"
     before = read_json(summary)["foreground_mean"]
     shutil.rmtree(summary.parent)
-    trained.run(*TRAIN, "--val", nnUNet_results=str(results), **FEW_PROCESSES)
+    trained.run(*TRAIN, "--val", nnUNet_results=str(results))
     assert read_json(summary)["foreground_mean"] == before
 
 
@@ -115,7 +114,7 @@ def test_continue_an_aborted_training(trained, tmp_path, monkeypatch):
     run_until(make_trainer(TRAINER, CONFIGURATION), 1, monkeypatch)
     assert (fold_folder(tmp_path) / "checkpoint_latest.pth").is_file()
 
-    output = trained.run(*TRAIN, "--c", nnUNet_results=str(tmp_path), **FEW_PROCESSES).stdout
+    output = trained.run(*TRAIN, "--c", nnUNet_results=str(tmp_path)).stdout
     assert "Epoch 1" in output
     assert "Epoch 0" not in output
     assert {path.name for path in fold_folder(tmp_path).glob("*.pth")} == {

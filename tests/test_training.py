@@ -30,7 +30,7 @@ def test_curves_go_to_the_file_the_figure_and_the_other_loggers(training, monkey
 
     trainer = make_trainer(SPCON, "2d_short")
     trainer.logger.loggers.append(Recorder())
-    run_until(trainer, None, monkeypatch)
+    run_until(trainer, None, monkeypatch, pictures=True)
     rows = scalars_of(trainer)
     logged = trainer.logger.loggers[0].logged
     assert logged["semicon/consistency", 1] == rows[1]["consistency"]

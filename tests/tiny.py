@@ -185,13 +185,13 @@ class Tiny:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What nnU-Net reads from the environment: the three folders, one thread, single-threaded loaders."""
+        """What nnU-Net reads from the environment: the three folders, one thread, few processes, loaders without any."""
         return {
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
             "nnUNet_results": str(self.results),
             "nnUNet_n_proc_DA": "0",
-            "nnUNet_def_n_proc": "2",
+            "nnUNet_def_n_proc": "1",  # a second process would import nnU-Net for longer than it works
             "OMP_NUM_THREADS": "1",
             # -device cpu gives torch all cores: its threads, spinning against other processes, take minutes for seconds
             "OMP_WAIT_POLICY": "PASSIVE",
@@ -237,10 +237,11 @@ def build(root: Path, **raw_options) -> Tiny:
         folder.mkdir(parents=True)
     dataset = write_raw(tiny.raw, **raw_options)
     number = str(int(tiny.name[7:10]))
-    tiny.run("nnUNetv2_extract_fingerprint", "-d", number, "-np", 2, "--no_pbar")
-    tiny.run("nnUNetv2_plan_experiment", "-d", number, nnUNet_n_proc_DA="1")  # it asks torch for that many threads
+    # one process each: a second one would import nnU-Net for longer than it works
+    # planning asks torch for as many threads as nnUNet_n_proc_DA says
+    tiny.run("nnUNetv2_plan_and_preprocess", "-d", number, "--no_pp", "-npfp", 1, nnUNet_n_proc_DA="1")
     shrink_plans(tiny.plans_file)
-    tiny.run("nnUNetv2_preprocess", "-d", number, "-c", "2d", "3d_fullres", "-np", 2, "--no_pbar")
+    tiny.run("nnUNetv2_preprocess", "-d", number, "-c", "2d", "3d_fullres", "-np", 1, "--no_pbar")
     if (dataset / "imagesUn").is_dir():
-        tiny.run("semicon", "preprocess", "-d", number, "-c", "2d", "3d_fullres", "-np", 2)
+        tiny.run("semicon", "preprocess", "-d", number, "-c", "2d", "3d_fullres", "-np", 1)
     return tiny

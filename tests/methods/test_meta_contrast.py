@@ -189,7 +189,7 @@ def test_pre_training_needs_a_meta_label(training):
 @both
 def test_snapshots_show_the_weights_of_two_scans(training, monkeypatch, name, parent):
     configure(training, f"{parent}_shown", f"{parent}_short", num_epochs=4, num_iterations_per_epoch=1)
-    trainer = run_until(make_trainer(name, f"{parent}_shown"), None, monkeypatch)
+    trainer = run_until(make_trainer(name, f"{parent}_shown"), None, monkeypatch, pictures=True)
     folder = Path(trainer.output_folder)
     files = sorted(path.name for path in (folder / "snapshots").iterdir())
     assert files == [f"self_pacing_epoch{epoch:04d}.npz" for epoch in (1, 2, 3, 4)]

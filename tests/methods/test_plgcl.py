@@ -209,7 +209,7 @@ def test_regions_are_classes_by_their_combination():
 @pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
 def test_pictures_of_three_unlabeled_cases_at_five_points(training, monkeypatch, parent):
     configure(training, f"{parent}_shown", f"{parent}_short", num_epochs=5, num_iterations_per_epoch=1)
-    trainer = run_until(make_trainer(NAME, f"{parent}_shown"), None, monkeypatch)
+    trainer = run_until(make_trainer(NAME, f"{parent}_shown"), None, monkeypatch, pictures=True)
     folder = Path(trainer.output_folder)
     files = sorted((folder / "snapshots").iterdir())
     assert [path.name for path in files] == [f"pseudo_labels_epoch{epoch:04d}.npz" for epoch in range(1, 6)]
