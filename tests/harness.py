@@ -1,6 +1,7 @@
 """Drives the real trainers on the tiny dataset, inside the test's own process."""
 
 import json
+import multiprocessing
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -167,6 +168,15 @@ def run_until(
     with suppress(Stopped):
         trainer.run_training()
     return trainer
+
+
+def validate(trainer: SemiTrainer) -> None:
+    """nnU-Net's validation, with workers forked from a server: each one that is spawned imports nnU-Net for seconds."""
+    multiprocessing.set_forkserver_preload(["tests.harness"])
+    forked = multiprocessing.get_context("forkserver")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
+        trainer.perform_actual_validation()
 
 
 def state_of(trainer: SemiTrainer) -> dict[str, torch.Tensor]:

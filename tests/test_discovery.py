@@ -163,21 +163,31 @@ def test_trainer_classes_can_be_pickled_for_workers():
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def wheel(shared):
     """The wheel, built from the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
+    (path,) = shared("wheel", build_wheel).glob("*.whl")
+    return path
+
+
+def build_wheel(folder: Path) -> None:
+    """Build the wheel of the checkout into ``folder``."""
+    folder.mkdir()
     command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--quiet", "--wheel-dir", str(folder)]
     if find_spec("hatchling") is not None:  # otherwise pip fetches it
         command.append("--no-build-isolation")
     subprocess.run(command, check=True, cwd=folder, env=clean_environment())
-    (path,) = folder.glob("*.whl")
-    return path
 
 
 @pytest.fixture(scope="module")
-def wheel_environment(wheel, tmp_path_factory):
+def wheel_environment(wheel, shared):
     """An environment with only the wheel; everything else comes from the environment that runs the tests."""
-    folder = tmp_path_factory.mktemp("environment")
+    folder = shared("wheel_environment", lambda folder: install_wheel(wheel, folder))
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    return folder, site_packages
+
+
+def install_wheel(wheel: Path, folder: Path) -> None:
+    """Make an environment in ``folder`` and install the wheel into it."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # Behind its own site-packages. The .pth files in these folders are not read: an editable install stays out.
@@ -188,7 +198,6 @@ def wheel_environment(wheel, tmp_path_factory):
     subprocess.run(
         [*command, "--no-deps", "--no-index", "--ignore-installed", str(wheel)], check=True, env=clean_environment()
     )
-    return folder, site_packages
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):

@@ -55,7 +55,7 @@ def splits(data):
     return content
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder_of_the_command(tiny):
     """The trainer folder of the installed package, which need not be the checkout."""
     return tiny.run("semicon", "doctor", "--print-export").stdout.strip().partition("=")[2]

@@ -29,28 +29,31 @@ def in_a_process(tiny: Tiny, runs: list, **extra_env: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def weights(tiny, tmp_path_factory):
+def weights(tiny, shared):
     """(trainer, configuration) -> weights after 20 steps."""
-    copy = prepare(tiny.fresh(tmp_path_factory.mktemp("equals_stock")))
-    stock, ours = [], []
-    for parent in CONFIGURATIONS:
-        # neither a seed nor labeled_per_step: the script seeds, and the control takes the planned batch
-        configure(copy, f"{parent}_plain", parent, **LENGTH)
-        stock.append((STOCK, parent, LENGTH))
-        ours.append((CONTROL, f"{parent}_plain", {}))
+    # neither a seed nor labeled_per_step: the script seeds, and the control takes the planned batch
+    stock = [(STOCK, parent, LENGTH) for parent in CONFIGURATIONS]
+    ours = [(CONTROL, f"{parent}_plain", {}) for parent in CONFIGURATIONS]
     # Mean Teacher is compared with itself: another number of rows and views draws other random numbers than the
     # control does, so these two would differ even with the term switched off.
-    for name, weight in (("off", 0.0), ("off_again", 0.0), ("on", 1.0)):
-        configure(copy, f"2d_{name}", "2d", **LENGTH, consistency_weight=weight)
-        ours.append((MEAN_TEACHER, f"2d_{name}", {}))
+    consistency = {"off": 0.0, "off_again": 0.0, "on": 1.0}
+    ours += [(MEAN_TEACHER, f"2d_{name}", {}) for name in consistency]
 
-    with ThreadPoolExecutor() as pool:
-        processes = [
-            pool.submit(in_a_process, copy, stock, NNUNET_SEMICON_AUTOLOAD="0"),
-            pool.submit(in_a_process, copy, ours),
-        ]
-        for process in processes:
-            process.result()
+    def train(root: Path) -> None:
+        copy = prepare(tiny.fresh(root))
+        for parent in CONFIGURATIONS:
+            configure(copy, f"{parent}_plain", parent, **LENGTH)
+        for name, weight in consistency.items():
+            configure(copy, f"2d_{name}", "2d", **LENGTH, consistency_weight=weight)
+        with ThreadPoolExecutor() as pool:
+            processes = [
+                pool.submit(in_a_process, copy, stock, NNUNET_SEMICON_AUTOLOAD="0"),
+                pool.submit(in_a_process, copy, ours),
+            ]
+            for process in processes:
+                process.result()
+
+    copy = Tiny.in_folder(shared("equals_stock", train))
     return {(name, configuration): trained(copy, name, configuration) for name, configuration, _ in stock + ours}
 
 

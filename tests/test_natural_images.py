@@ -15,6 +15,7 @@ from tests.tiny import Tiny, read_json, write_json
 NAME = "Dataset902_Tissue"
 SHORT = {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "seed": 0}
 SIDE = 64
+SOURCES = ("feature", "image")
 
 
 def tissue(index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,9 +32,14 @@ def tissue(index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def glands(tmp_path_factory) -> Tiny:
-    """A planned and preprocessed dataset of PNG files, four labeled and three unlabeled."""
-    tiny = Tiny(tmp_path_factory.mktemp("glands"), NAME)
+def glands(shared) -> Tiny:
+    """A planned and preprocessed dataset of PNG files, four labeled and three unlabeled. Only its results change."""
+    return Tiny(shared("glands", make_glands), NAME)
+
+
+def make_glands(root: Path) -> None:
+    """Write the dataset, plan it, preprocess it, and add a configuration for each source of patches."""
+    tiny = Tiny(root, NAME)
     for folder in ("imagesTr", "labelsTr", "imagesUn"):
         (tiny.raw_dataset / folder).mkdir(parents=True)
     tiny.preprocessed.mkdir()
@@ -54,26 +60,26 @@ def glands(tmp_path_factory) -> Tiny:
             "file_ending": ".png",
         },
     )
-    tiny.run("nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "2d", "-np", 2, nnUNet_n_proc_DA="1")
+    tiny.run("nnUNetv2_plan_and_preprocess", "-d", "902", "-c", "2d", "-npfp", 1, "-np", 1, nnUNet_n_proc_DA="1")
     plans = read_json(tiny.plans_file)
     assert plans["image_reader_writer"] == "NaturalImage2DIO"
     plans["configurations"]["2d"]["batch_size"] = 4
     write_json(tiny.plans_file, plans)
-    tiny.run("semicon", "preprocess", "-d", "902", "-c", "2d", "-np", 2)
+    tiny.run("semicon", "preprocess", "-d", "902", "-c", "2d", "-np", 1)
     train, val = [f"slide_{i}" for i in range(3)], ["slide_3"]
     write_json(tiny.preprocessed_dataset / "splits_final.json", [{"train": train, "val": val}])
-    return tiny
+    for source in SOURCES:
+        configure(tiny, f"2d_{source}", "2d", supervised_warmup=0.0, patch_source=source, **SHORT)
 
 
-@pytest.mark.parametrize("values", [{}, {"patch_source": "image"}], ids=["feature", "image"])
-def test_stock_commands_train_and_predict(glands, tmp_path, values):
-    name = f"2d_{values.get('patch_source', 'feature')}"
-    configure(glands, name, "2d", supervised_warmup=0.0, **SHORT, **values)
+@pytest.mark.parametrize("source", SOURCES)
+def test_stock_commands_train_and_predict(glands, tmp_path, source):
+    name = f"2d_{source}"
     trained = glands.run("nnUNetv2_train", "902", name, "0", "-tr", "nnUNetTrainerPLGCL", "-device", "cpu")
     assert "labeled 3, unlabeled 3 (imagesUn 3, split 0), validation 1" in trained.stdout
     fold = glands.results / NAME / f"nnUNetTrainerPLGCL__nnUNetPlans__{name}" / "fold_0"
     assert (fold / "pseudo_labels.png").stat().st_size > 10_000
-    words = ["-d", "902", "-c", name, "-f", "0", "-tr", "nnUNetTrainerPLGCL", "-device", "cpu", "-npp", 1, "-nps", 1]
+    words = ["-d", "902", "-c", name, "-f", "0", "-tr", "nnUNetTrainerPLGCL", "-device", "cpu", "-npp", 0, "-nps", 0]
     glands.run("nnUNetv2_predict", "-i", glands.raw_dataset / "imagesUn", "-o", tmp_path, *words)
     predicted: list[Path] = sorted(tmp_path.glob("*.png"))
     assert [path.name for path in predicted] == [f"slide_{i}.png" for i in (4, 5, 6)]

@@ -1,6 +1,7 @@
 """nnU-Net's presets with residual encoders, which its documentation recommends: every command takes them by ``-p``."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +16,16 @@ PLANNER, PRESET = "nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"
 
 
 @pytest.fixture(scope="module")
-def planned(tiny, tmp_path_factory) -> Tiny:
+def planned(tiny, shared) -> Tiny:
     """The tiny dataset with plans of nnU-Net's planner for residual encoders beside the default ones. Read-only."""
-    copy = replace(tiny.fresh(tmp_path_factory.mktemp("residual")), plans=PRESET)
-    copy.run("nnUNetv2_plan_experiment", "-d", "901", "-pl", PLANNER, nnUNet_n_proc_DA="1")
-    shrink_plans(copy.plans_file)
-    return prepare(copy)
+
+    def plan(root: Path) -> None:
+        copy = replace(tiny.fresh(root), plans=PRESET)
+        copy.run("nnUNetv2_plan_experiment", "-d", "901", "-pl", PLANNER, nnUNet_n_proc_DA="1")
+        shrink_plans(copy.plans_file)
+        prepare(copy)
+
+    return Tiny.in_folder(shared("residual_encoder", plan), plans=PRESET)
 
 
 @pytest.fixture

@@ -45,7 +45,12 @@ def predict(tiny: Tiny, out: Path, *, trainer: str = TRAINER, processes: int = 0
     model = ("-d", "901", "-c", CONFIGURATION, "-f", "0", "-tr", trainer)
     how = ("-device", "cpu", "--disable_tta", "-npp", processes, "-nps", processes)
     tiny.run("nnUNetv2_predict", *model, "-i", tiny.raw_dataset / "imagesUn", "-o", out, *how, **extra_env)
-    files = sorted(out.glob("*.nii.gz"))
+    return segmentations(out)
+
+
+def segmentations(folder: Path) -> dict[str, np.ndarray]:
+    """Return file name -> segmentation of the four cases of imagesUn."""
+    files = sorted(folder.glob("*.nii.gz"))
     assert len(files) == 4
     return {file.name: SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(file))) for file in files}
 
@@ -64,18 +69,21 @@ def another_machine(root: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny, tmp_path_factory) -> Tiny:
+def trained(tiny, shared) -> Tiny:
     """A finished fold, trained and validated by the stock command with worker processes. Read-only."""
-    copy = prepare(tiny.fresh(tmp_path_factory.mktemp("stock_commands")))
-    configure(copy, CONFIGURATION, "2d", **SHORT | {"num_iterations_per_epoch": STEPS // SHORT["num_epochs"]})
-    copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2")
-    return copy
+
+    def train(root: Path) -> None:
+        copy = prepare(tiny.fresh(root))
+        configure(copy, CONFIGURATION, "2d", **SHORT | {"num_iterations_per_epoch": STEPS // SHORT["num_epochs"]})
+        copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2")
+
+    return Tiny.in_folder(shared("stock_commands", train))
 
 
 @pytest.fixture(scope="module")
-def segmented(trained, tmp_path_factory) -> dict[str, np.ndarray]:
+def segmented(trained, shared) -> dict[str, np.ndarray]:
     """What the stock command predicts with that fold."""
-    return predict(trained, tmp_path_factory.mktemp("segmented"), processes=1)
+    return segmentations(shared("segmented", lambda out: predict(trained, out, processes=1)))
 
 
 @pytest.fixture

@@ -185,7 +185,7 @@ class Tiny:
 
     @property
     def variables(self) -> dict[str, str]:
-        """What nnU-Net reads from the environment: the three folders, one thread, few processes, loaders without any."""
+        """What nnU-Net reads from the environment: the three folders, one thread, one process, loaders without any."""
         return {
             "nnUNet_raw": str(self.raw),
             "nnUNet_preprocessed": str(self.preprocessed),
@@ -221,9 +221,14 @@ class Tiny:
             assert done.returncode == 0, f"{' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
+    @classmethod
+    def in_folder(cls, root: Path, name: str = DATASET, plans: str = PLANS) -> "Tiny":
+        """The copy that :meth:`fresh` made below ``root``."""
+        return cls(Path(root) / "nnunet", name, plans)
+
     def fresh(self, root: Path) -> "Tiny":
         """A copy below ``root`` that a test may change, with an empty results folder of its own."""
-        copy = Tiny(Path(root) / "nnunet", self.name)
+        copy = Tiny.in_folder(root, self.name)
         shutil.copytree(self.raw, copy.raw)
         shutil.copytree(self.preprocessed, copy.preprocessed)
         copy.results.mkdir()

@@ -31,6 +31,7 @@ from tests.harness import (
     started,
     state_of,
     step,
+    validate,
     without_supervision,
 )
 
@@ -131,7 +132,7 @@ def trained(tiny, tmp_path_factory):
         for kind in KINDS:
             configure(copy, f"2d_{kind}", "2d_short", second_network=kind)
             trainer = run_until(make_trainer(TEACHING, f"2d_{kind}"), None, monkeypatch)
-            trainer.perform_actual_validation()
+            validate(trainer)
     return copy
 
 
@@ -155,7 +156,7 @@ def test_both_networks_have_keys_of_their_own_in_the_summary(training, monkeypat
     logged = {}
     monkeypatch.setattr(trainer.logger, "log_summary", lambda key, value: logged.update({key: value}))
     logger = trainer.logger
-    trainer.perform_actual_validation()
+    validate(trainer)
     keys = ["final_val/class_1_dice", "final_val/class_2_dice", "final_val/foreground_dice"]
     assert list(logged) == [*keys, *(f"second/{key}" for key in keys)]
     assert [logged[key] for key in keys] != [logged[f"second/{key}"] for key in keys]
