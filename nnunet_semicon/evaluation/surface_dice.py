@@ -53,7 +53,7 @@ def surfels(mask: Mask, spacing: Sequence[float]) -> tuple[NDArray[np.float64], 
     everywhere = 2 ** (2**mask.ndim) - 1
     positions = np.argwhere((codes != 0) & (codes != everywhere))
     areas = _area_of_code(tuple(map(float, spacing)))
-    in_mm: NDArray[np.float64] = positions * np.asarray(spacing, np.float64)
+    in_mm: NDArray[np.float64] = np.multiply(positions, spacing, dtype=np.float64)
     return in_mm, areas[codes[tuple(positions.T)]]
 
 
