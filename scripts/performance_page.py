@@ -5,13 +5,12 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from hippocampus_rows import FOLD
 from losses_page import losses_section
 from tables import NOT_RUN, NOTICE, PAGES_COMMAND, markdown_table, milliseconds
 
 BENCHMARK = "benchmark_step_hippocampus_2d_cpu.json"
 BENCHMARK_COMMAND = (
-    f"python scripts/benchmark_step.py -d 004 -c 2d_short_s0 --fold {FOLD} --device cpu --out docs/results/{BENCHMARK}"
+    f"python scripts/benchmark_step.py -d 004 -c 2d_short_s0 --fold 2 --device cpu --out docs/results/{BENCHMARK}"
 )
 EFFECTS = "benchmark_effects_hippocampus_2d_cpu.json"
 EFFECTS_COMMAND = BENCHMARK_COMMAND.replace("--device cpu", "--effects --steps 40").replace(BENCHMARK, EFFECTS)

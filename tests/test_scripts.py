@@ -1,7 +1,10 @@
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,9 @@ from tests.tiny import Tiny, read_json, write_json
 REPOSITORY = Path(__file__).parent.parent
 SCRIPTS = REPOSITORY / "scripts"
 CONTROL = "nnUNetTrainerSupervisedControl"
+MCSC = "nnUNetTrainerMCSC"
 MEAN_TEACHER = "nnUNetTrainerMeanTeacher"
 SP_CON = "nnUNetTrainerSPCon"
-LABELED_ONLY = (CONTROL, "nnUNetTrainerSwinUNet", "nnUNetTrainerSupervisedLocal")
 
 
 def script(name: str, *words, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -25,12 +28,59 @@ def script(name: str, *words, env: dict | None = None) -> subprocess.CompletedPr
 
 # --- make_results --------------------------------------------------------------------------------------------------
 
+sys.path.append(str(SCRIPTS))
+from make_results import main as make_results  # noqa: E402  in this process: a start costs more than the work
 
-def make_pages(results: Path, out: Path) -> tuple[str, str]:
-    out.mkdir()
-    done = script("make_results.py", "--results", results, "--out", out)
-    assert done.returncode == 0, done.stderr
-    return (out / "results.md").read_text(), (out / "performance.md").read_text()
+PAGE = "# Results\n\n<!-- table: hippocampus -->\n<!-- end -->\n\nBy hand.\n"
+ROWS = {
+    "control 32": {"trainer": CONTROL, "configuration": "2d_short_full"},
+    "control 16": {"trainer": CONTROL, "configuration": "2d_short"},
+    "MeanTeacher": {"trainer": MEAN_TEACHER, "configuration": "2d_short"},
+    "SPCon": {"trainer": SP_CON, "configuration": "2d_short"},
+    "SPCon, position": {"trainer": SP_CON, "configuration": "2d_short_position", "compared_with": "SPCon"},
+    "MCSC": {"trainer": MCSC, "configuration": "2d_short"},
+    "MCSC, second": {"trainer": MCSC, "configuration": "2d_short", "network": "second", "drawn": False},
+}
+TABLE = {
+    "columns": {"hippocampus_fold2": "4 labeled scans"},
+    "baselines": ["control 32", "control 16"],
+    "rows": ROWS,
+}
+
+
+def write_pages(
+    results: Path, out: Path, page: str = PAGE, tables: dict | None = None, curves: dict | None = None
+) -> int:
+    tables = {"hippocampus": TABLE} if tables is None else tables
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(results / "tables.yaml", {"tables": tables, "curves": curves or {}})  # JSON is YAML
+    out.mkdir(exist_ok=True)
+    (out / "results.md").write_text(page)
+    return make_results(["--results", str(results), "--out", str(out)])
+
+
+def results_page(results: Path, out: Path, **content) -> str:
+    assert write_pages(results, out, **content) == 0
+    return (out / "results.md").read_text()
+
+
+def performance_page(results: Path, out: Path) -> str:
+    results_page(results, out, page="# Results\n", tables={})
+    return (out / "performance.md").read_text()
+
+
+@pytest.fixture
+def refused(tmp_path, capsys) -> Callable[..., str]:
+    """Run it on ``tmp_path/results``; the page stays as it was, nothing else is written, the sentence is returned."""
+
+    def run(page: str = PAGE) -> str:
+        out = tmp_path / "docs"
+        assert write_pages(tmp_path / "results", out, page=page) == 1
+        assert [path.name for path in out.iterdir()] == ["results.md"]
+        assert (out / "results.md").read_text() == page
+        return capsys.readouterr().err
+
+    return run
 
 
 def measured(dice: float) -> dict[str, float]:
@@ -51,17 +101,15 @@ def write_run(results: Path, trainer: str, configuration: str, seed: int, dice: 
         "seed": seed,
         "dataset": "Dataset004_Hippocampus",
         "fold": 2,
+        "labeled_per_step": 32 if configuration.endswith("full") else 16,
         "iterations": 1500,
-        "cases": {"labeled": 4, "unlabeled": 0 if trainer in LABELED_ONLY else 171, "validation": 25},
-        "validation_dice": dice,
+        "seconds_per_iteration": 0.5,
+        "cases": {"labeled": 4, "unlabeled": 0 if trainer == CONTROL else 171, "validation": 25},
         "metric_per_case": cases,
-        "foreground_mean": {"Dice": dice},
         "semicon": {"class_names": {"1": "Anterior", "2": "Posterior"}},
-        "mean_epoch_seconds": 100.0,
         "peak_memory_mib": 1500,
         "device": "cpu",
-        "device_name": "some processor",
-        "threads": 2,
+        "processor": "some processor",
         "date": "2026-01-02T03:04:05+00:00",
         "commit": "0123456789ab",
     }
@@ -110,110 +158,249 @@ def write_benchmark(results: Path) -> None:
     write_json(results / "benchmark_step_hippocampus_2d_cpu.json", content)
 
 
-def line_of(page: str, *texts: str) -> str:
-    (line,) = {line for line in page.splitlines() if all(text in line for text in texts)}
-    return line
+def test_the_committed_pages_are_in_step_with_the_committed_measurements(tmp_path):
+    committed, copy = REPOSITORY / "docs", tmp_path / "docs"
+    shutil.copytree(committed, copy)
+    done = script("make_results.py", "--results", copy / "results", "--out", copy)  # as a user starts it
+    assert done.returncode == 0, done.stderr
+    names = {path.relative_to(copy) for path in copy.rglob("*") if path.is_file()} - {Path("figures/losses.png")}
+    for name in sorted(names):
+        there = committed / name
+        assert there.is_file(), f"docs/{name} is missing: run `python scripts/make_results.py`"
+        same = there.read_bytes() == (copy / name).read_bytes()
+        assert same, f"docs/{name} is out of date: run `python scripts/make_results.py`"
 
 
-def test_the_committed_pages_are_those_of_the_committed_measurements(tmp_path):
-    pages = make_pages(REPOSITORY / "docs" / "results", tmp_path / "docs")
-    for name, page in zip(("results.md", "performance.md"), pages, strict=True):
-        committed = (REPOSITORY / "docs" / name).read_text()
-        assert committed == page, f"docs/{name} is out of date: run `python scripts/make_results.py`"
+@pytest.mark.parametrize("name", ["results.md", "methods/mcsc.md", "methods/plgcl.md"])
+def test_a_wrong_number_in_a_committed_page_is_refused(tmp_path, capsys, name):
+    copy = tmp_path / "docs"
+    shutil.copytree(REPOSITORY / "docs", copy)
+    page = copy / name
+    text, changed = re.subn(
+        r"(0\.\d\d)(\d)( ± \S+<!--)", lambda m: f"{m[1]}{(int(m[2]) + 1) % 10}{m[3]}", page.read_text(), count=1
+    )
+    assert changed
+    page.write_text(text)
+    assert make_results(["--results", str(copy / "results"), "--out", str(copy)]) == 1
+    sentence = capsys.readouterr().err
+    assert f"{page.name} says 0." in sentence
+    assert "the measured value is 0." in sentence
 
 
-def test_without_measurements_every_cell_is_not_run(tmp_path):
-    page, performance = make_pages(tmp_path / "nothing", tmp_path / "docs")
-    rows = [line for line in page.splitlines() if "not run |" in line]
-    assert len(rows) == 4 + 3 + 3 * 10 + 4 * 11 + 4 * 10 + 2 * 19
-    for row in rows:
-        assert row.count("not run") == 5
-    assert "python scripts/run_acdc_labels.py -d 027" in page
-    assert "12 of 12 runs of this table have not been run" in page
-    assert "beats" not in page.split("performance.md)")[1]
-    assert page.count("30 of 30 runs of this table have not been run") == 3 + 4
-    assert page.count("33 of 33 runs of this table have not been run") == 4 + 2  # local contrast; two networks
-    assert "No benchmark is run yet" in performance
+def links(page: Path) -> Iterator[tuple[Path, str]]:
+    """Yield file and anchor of every link of a page to another page of the repository, or to itself."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if not target.startswith(("http", "mailto")):
+            name, _, anchor = target.partition("#")
+            yield (page.parent / name).resolve() if name else page, anchor
 
 
-def test_the_table_says_who_wins_and_what_is_not_run(tmp_path):
-    results = tmp_path / "results"
+def test_links_between_the_pages_lead_somewhere():
+    pages = [REPOSITORY / "README.md", *(REPOSITORY / "docs").rglob("*.md")]
+    for page in pages:
+        for file, anchor in links(page):
+            assert file.exists(), f"{page} links to {file}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in anchors, f"{page} links to #{anchor} in {file}"
+
+
+def test_without_a_benchmark_its_command_is_named(tmp_path):
+    assert "No benchmark is run yet" in performance_page(tmp_path / "results", tmp_path / "docs")
+
+
+def write_three_seeds(results: Path) -> None:
     for seed, (large, small, teacher) in enumerate(
         [(0.770, 0.740, 0.772), (0.780, 0.750, 0.784), (0.760, 0.730, 0.766)]
     ):
         write_run(results, CONTROL, "short_full", seed, large)
         write_run(results, CONTROL, "short", seed, small)
-        write_run(results, MEAN_TEACHER, "short", seed, teacher)  # + 0.004 and + 0.034; the spread is 0.010
-    write_run(results, SP_CON, "short", 0, 0.9)  # one seed: no spread, so no claim
-    write_benchmark(results)
-    page, performance = make_pages(results, tmp_path / "docs")
-    page, other_labels = page.split("## One labeled scan")
-    other_labels = other_labels[: other_labels.index("## Three draws")]
-    assert "not run | not run |" in line_of(other_labels, "| **control, 32 labeled rows**")
-
-    control = line_of(page, "| **control, 32 labeled rows**")
-    assert "| 3 of 3 | 0.770 | 0.010 | 1.00x | 1.00x |" in control
-    assert "0.60x | 0.80x" in line_of(page, "| **control, 16 labeled rows**")
-    teacher = line_of(page, f"- `{MEAN_TEACHER}`")
-    assert "does not differ from the control with 32 labeled rows by more than the spread (+0.004" in teacher
-    assert (
-        "beats the control with 16 labeled rows by more than the spread (+0.034, spread 0.010, n = 3 and 3)" in teacher
-    )
-    assert teacher.endswith("It beats only the second control.")
-    assert "not run | not run |" in line_of(page, f"| `{MEAN_TEACHER}` | 16 |")  # not in this benchmark
-
-    sp_con = line_of(page, f"- `{SP_CON}`")
-    assert "beats" not in sp_con
-    assert sp_con.count("cannot be compared") == 2
-    assert "| 1 of 3 | 0.900 | one seed | 1.60x | 1.25x |" in line_of(page, f"| `{SP_CON}` | 16 | 1 of 3")
-
-    # the tables of `semicon compare`: every method against each control
-    assert "| control, 32 labeled rows | Anterior | 0.780 ± 0.010 | 2.200 ± 0.100 | 0.440 ± 0.020 |" in page
-    large, small = (
-        page.index("MeanTeacher minus control, 32 labeled"),
-        page.index("MeanTeacher minus control, 16 labeled"),
-    )
-    assert "| mean | DSC | +0.004 | +0.004 to +0.004 |" in page[large:small]
-    assert "| mean | DSC | +0.034 | +0.034 to +0.034 |" in page[small:]
-    first_table = page[: page.index("## Which meta-label")]
-    assert first_table.count("minus control, 32 labeled rows") == 3
-    assert first_table.count("minus control, 16 labeled rows") == 2
-
-    assert "2 of 12 runs of this table have not been run" in page
-    assert "python scripts/run_hippocampus.py -d 004 -c 2d --fold 2\n" in page
-    assert "4 labeled, 171 unlabeled, 25 validation scans; 1500 iterations" in page
-    assert "| 800 | 720 to 880 | 1.60x | 800 | 1250 | 1.39x |" in line_of(performance, f"`{SP_CON}`")
+        write_run(results, MEAN_TEACHER, "short", seed, teacher)
+    write_run(results, SP_CON, "short", 0, 0.9)
+    for seed in (0, 1):
+        write_run(results, SP_CON, "short_position", seed, 0.8)
 
 
-def test_curves_of_meta_labels_say_which_are_learned(tmp_path):
+def test_a_table_shows_mean_spread_cost_and_what_is_not_run(tmp_path):
     results = tmp_path / "results"
-    results.mkdir()
-    rows = [
-        {"epoch": e, "gamma": 2.0 + e, "pair_loss_a": 3.0 - e, "weight_a": 0.1, "pair_loss_b": 3.0 + e, "weight_b": 0.2}
-        for e in range(2)
-    ]
-    settings = {
-        "gamma_start": 0.49 * 2.9,
-        "lambda": {"a": 1, "b": 1},
-        "batch_size": 4,
-        "num_epochs": 2,
-        "num_iterations_per_epoch": 3,
-        "learning_rate": 0.001,
-        "seed": 0,
+    write_three_seeds(results)
+    write_benchmark(results)
+    table = {"hippocampus": TABLE | {"benchmark": "benchmark_step_hippocampus_2d_cpu.json"}}
+    page = results_page(results, tmp_path / "docs", tables=table)
+    assert page.startswith("# Results\n")
+    assert page.endswith("<!-- end -->\n\nBy hand.\n")
+    assert "|  | 4 labeled scans | step time | memory |" in page
+    assert "| **control 32** | 0.770 ± 0.010 | 1.00x | 1.00x |" in page
+    assert "| **control 16** | 0.740 ± 0.010 | 0.60x | 0.80x |" in page
+    assert "| MeanTeacher | 0.774 ± 0.009 | not run | not run |" in page  # not in this benchmark
+    assert "| SPCon | 0.900 (1 seed) | 1.60x | 1.25x |" in page
+    assert "| SPCon, position | 0.800 ± 0.000 (2 seeds) | 1.60x | 1.25x |" in page
+    assert "| MCSC | not run | not run | not run |" in page
+    # a second time, nothing is left of the first
+    write_run(results, SP_CON, "short", 0, 0.91)
+    again = results_page(results, tmp_path / "docs", page=page, tables=table)
+    assert again == page.replace("0.900 (1 seed)", "0.910 (1 seed)")
+    assert "| 800 | 720 to 880 | 1.60x | 800 | 1250 | 1.39x |" in (tmp_path / "docs" / "performance.md").read_text()
+
+
+def test_settings_choose_the_measurement_of_a_step(tmp_path):
+    results = tmp_path / "results"
+    write_three_seeds(results)
+    write_benchmark(results)
+    file = results / "benchmark_step_hippocampus_2d_cpu.json"
+    content = read_json(file)
+    sp_con = content["rows"][-1]
+    faster = {"changes": {"lambda.patient": 0}, "step_seconds": {"median": 0.4, "q1": 0.4, "q3": 0.4}}
+    write_json(file, content | {"rows": [*content["rows"], sp_con | faster]})
+    position = ROWS["SPCon, position"] | {"settings": {"lambda.patient": 0}}
+    table = TABLE | {"benchmark": file.name, "rows": ROWS | {"SPCon, position": position}}
+    page = results_page(results, tmp_path / "docs", tables={"hippocampus": table})
+    assert "| SPCon | 0.900 (1 seed) | 1.60x |" in page
+    assert "| SPCon, position | 0.800 ± 0.000 (2 seeds) | 0.80x |" in page
+
+
+def test_without_a_benchmark_the_trainings_tell_the_cost(tmp_path):
+    results = tmp_path / "results"
+    write_run(results, CONTROL, "short_full", 0, 0.7)
+    for seed, seconds in enumerate((1.0, 2.0)):
+        write_run(results, MEAN_TEACHER, "short", seed, 0.7, seconds_per_iteration=seconds, peak_memory_mib=3000)
+    page = results_page(results, tmp_path / "docs")
+    assert "| MeanTeacher | 0.700 ± 0.000 (2 seeds) | 3.00x | 2.00x |" in page
+
+
+def test_the_statistics_of_a_column_stand_in_a_page_of_their_own(tmp_path):
+    results = tmp_path / "results"
+    write_three_seeds(results)
+    results_page(results, tmp_path / "docs")
+    page = (tmp_path / "docs" / "results" / "hippocampus_fold2.md").read_text()
+    line = "| MeanTeacher | 1 | 0.7840 | 1500 | 1500 | some processor | 2026-01-02 | 0123456789ab |"
+    assert line in page
+    against = {name: page.partition(f"## Against {name}\n")[2].partition("\n## ")[0] for name in ROWS}
+    assert "| control 32 | Anterior | 0.780 ± 0.010 | 2.200 ± 0.100 | 0.440 ± 0.020 |" in against["control 32"]
+    for name, difference in (("control 32", "+0.004"), ("control 16", "+0.034")):
+        of_teacher = against[name].partition(f"MeanTeacher minus {name}, paired by case")[2]
+        assert f"| mean | DSC | {difference} | {difference} to {difference} |" in of_teacher
+    assert "control 16 minus control 32" in against["control 32"]
+    assert "control 32 minus control 16" not in page
+    # an ablation is compared with its method alone
+    assert "SPCon, position minus SPCon, paired by case" in against["SPCon"]
+    assert page.count("SPCon, position minus") == 1
+    assert not any(against[name] for name in ("MeanTeacher", "MCSC", "SPCon, position"))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "problem"),
+    [
+        ("0.741 ± 0.010<!-- hippocampus_fold2 | control 16 -->", "the measured value is 0.740"),
+        ("0.740 ± 0.011<!-- hippocampus_fold2 | control 16 -->", "the measured spread is 0.010"),
+        ("0.900 ± 0.000<!-- hippocampus_fold2 | SPCon -->", "the measured spread is unknown"),
+        ("0.740<!-- hippocampus_fold2 | control 16 | Anterior -->", "the measured value is 0.750"),
+        ("2.61 mm<!-- hippocampus_fold2 | control 16 | mean | HD95_mm -->", "the measured value is 2.60"),
+        ("0.740<!-- hippocampus_fold2 | contrl 16 -->", "did you mean 'hippocampus_fold2 | control 16'?"),
+        ("0.740<!-- hippocampus_fold0 | control 16 -->", "nothing like that is measured"),
+        ("a Dice of 0.74", "names no source of 0.74"),
+    ],
+)
+def test_a_wrong_number_in_a_sentence_is_refused(tmp_path, refused, sentence, problem):
+    write_three_seeds(tmp_path / "results")
+    assert problem in refused(page=f"{PAGE}\n{sentence}\n")
+
+
+def test_right_numbers_in_sentences_stay_as_they_are(tmp_path):
+    results = tmp_path / "results"
+    write_three_seeds(results)
+    sentences = (
+        "0.740 ±\n0.010<!-- hippocampus_fold2 | control 16 -->, "
+        "0.75<!-- hippocampus_fold2 | control 16 | Anterior -->, "
+        "2.6 mm<!-- hippocampus_fold2 | control 16 | mean | HD95_mm -->\n"
+    )
+    assert results_page(results, tmp_path / "docs", page=PAGE + sentences).endswith(sentences)
+
+
+def test_marks_of_a_table_that_is_not_there_are_refused(refused):
+    sentence = refused(page=PAGE.replace("hippocampus", "hippocampos"))
+    assert "marks for the tables hippocampos: expected hippocampus" in sentence
+
+
+def test_the_epochs_of_a_pretraining_are_shown_and_it_is_no_row(tmp_path):
+    results = tmp_path / "results"
+    (results / "hippocampus_fold2").mkdir(parents=True)
+    epochs = [{"epoch": e, "val_loss": 5.0 - e, "other": 1.0} for e in range(2)]
+    write_json(results / "hippocampus_fold2" / "SPConPretrain_s0.json", {"seed": 0, "epochs": epochs})
+    curves = {
+        "start": {"Pre-training": {"files": "hippocampus_fold2/SPConPretrain_s*.json", "columns": {"val_loss": "loss"}}}
     }
-    content = {
-        "dataset": "Dataset027_ACDC",
-        "fold": 0,
-        "epochs": rows,
-        "device_name": "some processor",
-        "date": "2026-01-02T03:04:05+00:00",
-        "commit": "0123456789ab",
-        "semicon_config": {"settings": {key: {"value": value} for key, value in settings.items()}},
-    }
-    write_json(results / "acdc_half_labels.json", content)
-    page, _ = make_pages(results, tmp_path / "docs")
-    assert "all alike have l = 2.900. In the last epoch, it is lower for a (0.900 below). Not yet for b" in page
-    assert "| 1 | 3.0 | 2.000 | 0.100 | 4.000 | 0.200 |" in page
+    page = results_page(results, tmp_path / "docs", curves=curves)
+    assert "| SPCon | not run |" in page
+    shown = (tmp_path / "docs" / "results" / "start.md").read_text()
+    assert "| training | epoch | loss |" in shown
+    assert "| SPConPretrain_s0 | 2 | 4.000 |" in shown
+
+
+def test_each_network_of_a_training_has_its_row(tmp_path):
+    results = tmp_path / "results"
+    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
+        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
+        run = write_run(results, MCSC, "short", seed, 0.75 + offset)
+        second = write_run(results / "other", MCSC, "short", seed, 0.6, network="second")
+        second.rename(run.with_name(f"{run.stem}__second.json"))
+    page = results_page(results, tmp_path / "docs")
+    assert "| MCSC | 0.750 ± 0.010 |" in page
+    assert "| MCSC, second | 0.600 ± 0.000 |" in page
+
+
+def test_a_training_that_was_made_again_stands_beside_the_first_and_in_no_table(tmp_path):
+    results = tmp_path / "results"
+    write_run(results, CONTROL, "short", 0, 0.71)
+    write_run(results / "repeated", CONTROL, "short", 0, 0.64, processor="another processor")
+    assert "| **control 16** | 0.710 (1 seed) |" in results_page(results, tmp_path / "docs")
+    again = (tmp_path / "docs" / "results" / "repeated.md").read_text()
+    assert f"| {CONTROL} | 2d_short_s0 | 2 | 0.710 | 0.640 | some processor | another processor |" in again
+
+
+def test_a_repeat_without_its_first_run_is_refused(tmp_path, refused):
+    write_run(tmp_path / "results" / "repeated", CONTROL, "short", 0, 0.64)
+    assert "repeats a run whose file" in refused()
+
+
+def test_a_table_marks_the_runs_of_another_processor(tmp_path):
+    results = tmp_path / "results"
+    for seed in (0, 1):
+        write_run(results, CONTROL, "short", seed, 0.71)
+    write_run(results, MCSC, "short", 1, 0.73, processor="another processor")
+    page = results_page(results, tmp_path / "docs")
+    assert "| **control 16** | 0.710 ± 0.000 (2 seeds) |" in page
+    assert "| MCSC | 0.730 (1 seed) † |" in page
+
+
+def test_runs_of_different_length_do_not_stand_in_one_table(tmp_path, refused):
+    write_run(tmp_path / "results", CONTROL, "short", 0, 0.7)
+    write_run(tmp_path / "results", SP_CON, "short", 0, 0.9, iterations=3000)
+    sentence = refused()
+    assert "'iterations' is 1500 in nnUNetTrainerSupervisedControl__2d_short_s0.json and 3000" in sentence
+
+
+def test_a_run_that_no_row_names_is_refused(tmp_path, refused):
+    write_run(tmp_path / "results", SP_CON, "shrt", 0, 0.9)
+    sentence = refused()
+    assert "belongs to no row: add nnUNetTrainerSPCon 2d_shrt student to tables.yaml" in sentence
+
+
+def test_the_figure_changes_with_its_numbers_alone(tmp_path):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    figure = docs / "figures" / "results_hippocampus.png"
+    write_three_seeds(results)
+    results_page(results, docs)
+    first = figure.read_bytes()
+    figure.touch()
+    drawn = figure.stat().st_mtime_ns
+    write_run(results, MCSC, "short", 0, 0.5, network="second")  # not drawn
+    results_page(results, docs)
+    assert figure.stat().st_mtime_ns == drawn
+    write_run(results, MEAN_TEACHER, "short", 0, 0.5)
+    results_page(results, docs)
+    assert figure.read_bytes() != first
 
 
 def test_the_acdc_run_prints_its_commands(tmp_path):
@@ -224,111 +411,6 @@ def test_the_acdc_run_prints_its_commands(tmp_path):
         "semicon",
         "nnUNetv2_train",
     ]
-
-
-def test_a_pretraining_is_compared_with_the_controls_and_its_curves_are_shown(tmp_path):
-    results = tmp_path / "results"
-    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
-        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
-        write_run(results, CONTROL, "short", seed, 0.7 + offset)
-        write_run(results, CONTROL, "short_from_SPConPretrain", seed, 0.83 + offset)
-    epochs = [
-        {"epoch": e, "val_loss": 5.0 - e, "val_alignment_position": 1.5, "val_uniformity_position": -2.5}
-        for e in range(2)
-    ]
-    pacing = [
-        {"epoch": 2, "gamma": 3.0, "label": label, "positive": weight, "negative": 0.25}
-        for label, weight in (("patient", 0.5), ("position", 0.75))
-    ]
-    path = results / "hippocampus_fold2" / "nnUNetTrainerSPConPretrain__2d_short_pretrain_s0.json"
-    write_json(path, {"seed": 0, "epochs": epochs, "pacing": pacing})
-    page, _ = make_pages(results, tmp_path / "docs")
-    section = page[page.index("## Pre-training") : page.index("## One labeled scan")]
-    assert "| 16 | 3 of 3 | 0.830 | 0.010 |" in line_of(section, f"| `{CONTROL}`, from SP-Con, linear")
-    sentence = line_of(section, f"- `{CONTROL}`, from SP-Con, linear")
-    assert "beats the control with 32 labeled rows by more than the spread (+0.030" in sentence
-    assert "control, 16 labeled rows, from SP-Con, linear minus control, 16 labeled rows, paired" in section
-    assert "| SP-Con, linear | 0 | 1 | 5.000 | 1.500 | -2.500 |  |  |" in section
-    assert "| SP-Con, linear | 0 | 2 | 4.000 | 1.500 | -2.500 | 0.750 | 0.250 |" in section
-
-
-def test_a_method_that_is_worse_is_reported_so(tmp_path):
-    results = tmp_path / "results"
-    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
-        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
-        write_run(results, CONTROL, "short", seed, 0.7 + offset)
-        write_run(results, SP_CON, "short", seed, 0.75 + 0.1 * offset)
-    sentence = line_of(make_pages(results, tmp_path / "docs")[0], f"- `{SP_CON}`")
-    assert "is worse than the control with 32 labeled rows by more than the spread (-0.050, spread 0.010" in sentence
-    assert "it beats the control with 16 labeled rows" in sentence
-
-
-def test_a_training_of_two_networks_has_two_lines_and_counts_once(tmp_path):
-    results = tmp_path / "results"
-    for seed, offset in enumerate((-0.01, 0.0, 0.01)):
-        write_run(results, CONTROL, "short_full", seed, 0.8 + offset)
-        write_run(results, CONTROL, "short", seed, 0.7 + offset)
-        run = write_run(results, "nnUNetTrainerMCSC", "short", seed, 0.75 + offset)
-        write_json(run.with_name(f"{run.stem}__second.json"), read_json(run) | {"foreground_mean": {"Dice": 0.6}})
-    page, _ = make_pages(results, tmp_path / "docs")
-    section = page[page.index("## Two networks") :]
-    section = section[: section.index("### 1 of 175")]
-    assert "| 16 | 3 of 3 | 0.750 | 0.010 |" in line_of(section, "| `nnUNetTrainerMCSC` |")
-    assert "| 16 | 3 of 3 | 0.600 | 0.000 |" in line_of(section, "| `nnUNetTrainerMCSC`, Transformer |")
-    assert "MCSC, Transformer minus control, 32 labeled rows, paired" in section
-    assert "24 of 33 runs of this table have not been run" in section
-
-
-def test_a_training_that_was_made_again_stands_beside_the_first_and_in_no_table(tmp_path):
-    results = tmp_path / "results"
-    write_run(results, CONTROL, "short", 0, 0.71)
-    write_run(results / "repeated", CONTROL, "short", 0, 0.64, device_name="another processor")
-    page, _ = make_pages(results, tmp_path / "docs")
-    tables, _, again = page.partition("## The same training again")
-    assert "0.640" not in tables
-    line = line_of(again, f"`{CONTROL}`", "2d_short_s0")
-    assert "| 2 | 0.710 | 0.640 | some processor | another processor |" in line
-
-
-def test_a_repeat_without_its_first_run_is_refused(tmp_path):
-    write_run(tmp_path / "repeated", CONTROL, "short", 0, 0.64)
-    done = script("make_results.py", "--results", tmp_path, "--out", tmp_path)
-    assert done.returncode == 1
-    assert "repeats a run whose file" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "results.md").exists()
-
-
-def test_a_table_names_the_runs_of_another_processor(tmp_path):
-    results = tmp_path / "results"
-    for seed in (0, 1):
-        write_run(results, CONTROL, "short", seed, 0.71)
-    write_run(results, "nnUNetTrainerMCSC", "short", 1, 0.73)
-    page, _ = make_pages(results, tmp_path / "docs")
-    assert "except" not in page.partition("Two networks")[2]
-    write_run(results, "nnUNetTrainerMCSC", "short", 1, 0.73, device_name="another processor")
-    page, _ = make_pages(results, tmp_path / "again")
-    line = line_of(page.partition("Two networks")[2], "except")
-    assert "All on some processor, except `nnUNetTrainerMCSC`, seed 1 (another processor)." in line
-
-
-def test_runs_without_unlabeled_scans_stand_beside_the_others(tmp_path):
-    results = tmp_path / "results"
-    for trainer in (*LABELED_ONLY, "nnUNetTrainerMCSC"):
-        write_run(results, trainer, "short", 0, 0.7)
-    page, _ = make_pages(results, tmp_path / "docs")
-    for trainer in ("nnUNetTrainerSwinUNet", "nnUNetTrainerMCSC", "nnUNetTrainerSupervisedLocal"):
-        assert f"| `{trainer}` | 16 | 1 of 3 | 0.700 |" in page
-
-
-def test_runs_of_different_length_do_not_stand_in_one_table(tmp_path):
-    write_run(tmp_path / "results", CONTROL, "short", 0, 0.7)
-    write_run(tmp_path / "results", SP_CON, "short", 0, 0.9, iterations=3000)
-    done = script("make_results.py", "--results", tmp_path / "results", "--out", tmp_path)
-    assert done.returncode == 1
-    assert "'iterations' is 3000 in nnUNetTrainerSPCon__2d_short_s0.json and 1500" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "results.md").exists()
 
 
 # --- run_hippocampus -----------------------------------------------------------------------------------------------
@@ -515,7 +597,7 @@ def test_the_benchmark_measures_every_trainer(prepared, tmp_path):
     for key in ("device_name", "cpu_count", "threads", "date", "commit", "seed", "steps", "warmup"):
         assert content[key] not in (None, "")
     assert set(content["versions"]) == {"torch", "nnunetv2", "nnunet_semicon"}
-    assert content["configuration"] in make_pages(tmp_path, tmp_path / "docs")[1]
+    assert content["configuration"] in performance_page(tmp_path, tmp_path / "docs")
 
 
 @pytest.mark.parametrize(("words", "sentence"), [(["--steps", "1"], "--steps 1"), (["-c", "2d_shrt"], "2d_short")])
@@ -538,7 +620,7 @@ def test_the_benchmark_of_the_losses_fills_its_page(tmp_path):
     for error in content["errors"]:
         assert error["loss"] < 1e-5
         assert error["gradient"] < 1e-5
-    _, performance = make_pages(results, tmp_path / "docs")
+    performance = performance_page(results, tmp_path / "docs")
     assert "| 300 | 64 |" in performance
     assert "| SupCon, no background anchors |" in performance
     assert (tmp_path / "docs" / "figures" / "losses.png").stat().st_size > 5000
