@@ -73,8 +73,8 @@ class Table:
 
 
 def processor(run: Run) -> str:
-    """Return the processor or GPU of a training; the oldest files call it device_name."""
-    return str(run.get("processor", run.get("device_name")))
+    """Return the GPU of a training, or its processor."""
+    return str(run.get("device_name") or run["processor"])
 
 
 def dice(run: Run) -> float:
@@ -148,7 +148,7 @@ def cost(table: Table, name: str) -> tuple[float, float] | None:
     row = table.rows[name]
     runs = [run for column in table.columns.values() for run in column.runs.get(name, ())]
     if table.benchmark is None:
-        measured = [(run["seconds_per_iteration"], run["peak_memory_mib"]) for run in runs]
+        measured = [(run["seconds_per_iteration"], run["peak_memory_mib"]) for run in runs if run["peak_memory_mib"]]
     else:
         wanted = {(row.trainer, run["labeled_per_step"], *row.settings.items()) for run in runs}
         measured = [
@@ -194,7 +194,7 @@ def statistics_page(column: Column, name: str) -> str:
     lines = [
         [
             row,
-            *(str(value) for value in (run["seed"], number(dice(run), 4), run["iterations"], run["peak_memory_mib"])),
+            *(str(run["seed"]), number(dice(run), 4), str(run["iterations"]), str(run["peak_memory_mib"] or NOT_RUN)),
             *(processor(run), run["date"][:10], run["commit"]),
         ]
         for row, runs in column.runs.items()

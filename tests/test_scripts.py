@@ -265,7 +265,9 @@ def test_without_a_benchmark_the_trainings_tell_the_cost(tmp_path):
     write_run(results, CONTROL, "short_full", 0, 0.7)
     for seed, seconds in enumerate((1.0, 2.0)):
         write_run(results, MEAN_TEACHER, "short", seed, 0.7, seconds_per_iteration=seconds, peak_memory_mib=3000)
+    write_run(results, SP_CON, "short", 0, 0.7, peak_memory_mib=None)  # `semicon sweep` did not train it
     page = results_page(results, tmp_path / "docs")
+    assert "| SPCon | 0.700 (1 seed) | not run | not run |" in page
     assert "| MeanTeacher | 0.700 ± 0.000 (2 seeds) | 3.00x | 2.00x |" in page
 
 
@@ -368,7 +370,7 @@ def test_a_table_marks_the_runs_of_another_processor(tmp_path):
     results = tmp_path / "results"
     for seed in (0, 1):
         write_run(results, CONTROL, "short", seed, 0.71)
-    write_run(results, MCSC, "short", 1, 0.73, processor="another processor")
+    write_run(results, MCSC, "short", 1, 0.73, device_name="another processor")
     page = results_page(results, tmp_path / "docs")
     assert "| **control 16** | 0.710 ± 0.000 (2 seeds) |" in page
     assert "| MCSC | 0.730 (1 seed) † |" in page
