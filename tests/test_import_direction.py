@@ -104,6 +104,7 @@ TABLE = {
             "data",
             "files",
             "meta_labels",
+            "processor",
             "sweep.weights",
             "workspace",
         },
