@@ -152,15 +152,27 @@ def test_our_trainers_start_from_it(training, monkeypatch, name):
         assert all(torch.equal(teacher[key], trainer.plain_network.state_dict()[key]) for key in teacher)
 
 
-def test_stock_commands_pre_train_and_start_from_it(training):
+STOCK_TRAINER = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+
+class nnUNetTrainerTwoSteps(nnUNetTrainer):
+    def on_train_start(self):
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 1, 2, 1
+        super().on_train_start()
+"""
+
+
+def test_stock_commands_pre_train_and_start_from_it(training, tmp_path):
     said = training.run("nnUNetv2_train", "901", "2d_short", "0", "-tr", PRETRAIN, "-device", "cpu").stdout
     folder = re.search(r"-pretrained_weights (\S+)", said)
     assert folder, said[-2000:]
     weights = Path(folder[1])
     assert weights.is_file()
     assert not list(weights.parent.rglob("summary.json"))
-    words = ["901", "2d", "0", "-tr", "nnUNetTrainer_1epoch", "-device", "cpu", "-pretrained_weights", str(weights)]
-    said = training.run("nnUNetv2_train", *words).stdout
+    (tmp_path / "two_steps.py").write_text(STOCK_TRAINER)  # the shortest one of nnU-Net has 250
+    words = ["901", "2d", "0", "-tr", "nnUNetTrainerTwoSteps", "-device", "cpu", "-pretrained_weights", str(weights)]
+    said = training.run("nnUNetv2_train", *words, nnUNet_extTrainer=str(tmp_path)).stdout
     assert "Loading pretrained weights" in said
     assert "Mean Validation Dice" in said
 
