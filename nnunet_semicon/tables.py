@@ -32,35 +32,35 @@ def render(rows: Sequence[Sequence[str]], header: bool = True, indent: str = "",
         return ""
     titles, cells = (rows[0], rows[1:]) if header else ([""] * len(rows[0]), rows)
     numeric = [_is_numeric(column) for column in zip(*cells, strict=True)] or [False] * len(titles)
-    text = StringIO()
-    console = Console(file=text, width=UNLIMITED, color_system=None, force_terminal=False, force_jupyter=False)
-    widths: list[int] = []
+    widths: list[int | None] = [None] * len(titles)
     if wrap and sys.stdout.isatty():
-        room = shutil.get_terminal_size().columns - len(indent) - GAP * (len(titles) - 1)
-        measured = [[console.measure(Text(cell)) for cell in column] for column in zip(*rows, strict=True)]
-        whole = [max(cell.maximum for cell in column) for column in measured]
-        word = [min(LONGEST_WORD, max(cell.minimum for cell in column)) for column in measured]
-        least = [w if i == 0 or numeric[i] else min(w, word[i]) for i, w in enumerate(whole)]
-        widths = _shared(room, least, whole)
+        widths = _widths(rows, numeric, shutil.get_terminal_size().columns - len(indent)) or widths
     table = Table(box=None, show_header=header, pad_edge=False, padding=(0, GAP, 0, 0))
-    for i, title in enumerate(titles):
-        width = widths[i] if widths else None
-        table.add_column(Text(title), justify="right" if numeric[i] else "left", width=width, overflow="fold")
+    for title, is_numeric, width in zip(titles, numeric, widths, strict=True):
+        table.add_column(Text(title), justify="right" if is_numeric else "left", width=width, overflow="fold")
     for row in cells:
         table.add_row(*map(Text, row))
-    console.print(table)
+    text = StringIO()
+    Console(file=text, width=UNLIMITED, color_system=None, force_terminal=False, force_jupyter=False).print(table)
     return "\n".join(f"{indent}{line}".rstrip() for line in text.getvalue().removesuffix("\n").split("\n"))
 
 
-def _shared(room: int, least: Sequence[int], whole: Sequence[int]) -> list[int]:
-    """Return the widths of the columns: what is left after the least ones goes to those that lack most; [] if none is.
+def _widths(rows: Sequence[Sequence[str]], numeric: Sequence[bool], available: int) -> list[int | None]:
+    """Return the widths of the columns in a terminal; [] if all of them fit, or cannot be made to fit.
 
-    Args:
-        room: characters for all columns together.
-        least: width that a column needs.
-        whole: width at which it wraps nothing.
+    Every column gets what its longest word needs. The rest is shared in proportion to what each one lacks.
     """
-    spare, lacking = room - sum(least), sum(whole) - sum(least)
+    from rich.cells import cell_len
+
+    columns = list(zip(*rows, strict=True))
+    whole = [max(map(cell_len, column)) for column in columns]
+    words = [max((cell_len(word) for cell in column for word in cell.split()), default=0) for column in columns]
+    least = [
+        width if index == 0 or numeric[index] else min(word, LONGEST_WORD)
+        for index, (width, word) in enumerate(zip(whole, words, strict=True))
+    ]
+    spare = available - GAP * (len(columns) - 1) - sum(least)
+    lacking = sum(whole) - sum(least)
     if spare < 0 or spare >= lacking:
         return []
     return [small + spare * (large - small) // lacking for small, large in zip(least, whole, strict=True)]
