@@ -10,7 +10,7 @@ from nnunet_semicon.methods.supervised import Supervised
 from nnunet_semicon.methods.supervised_local import SupervisedLocal
 from nnunet_semicon.methods.supervised_local_pretrain import SupervisedLocalPretrain
 from nnunet_semicon.methods.supervised_swin import SupervisedSwin
-from nnunet_semicon.training.pretrain_trainer import EncoderPretrainTrainer, LabeledPretrainTrainer
+from nnunet_semicon.training.pretrain_trainer import PretrainTrainer
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.swin_trainer import SwinTrainer
 
@@ -68,20 +68,20 @@ class nnUNetTrainerSPCon(SemiTrainer):
     method_class = SPCon
 
 
-class nnUNetTrainerSPConPretrain(EncoderPretrainTrainer):
+class nnUNetTrainerSPConPretrain(PretrainTrainer):
     """Pre-trains the encoder without labels: self-paced contrast of images that share slice position or patient."""
 
     method_class = SPConPretrain
 
 
-class nnUNetTrainerMetaContrastPretrain(EncoderPretrainTrainer):
+class nnUNetTrainerMetaContrastPretrain(PretrainTrainer):
     """Pre-trains the encoder without labels: contrast of images that share a meta-label, every pair counts fully."""
 
     method_class = SPConPretrain
     defaults = {"regularizer": "none"}  # noqa: RUF012
 
 
-class nnUNetTrainerSimCLRPretrain(EncoderPretrainTrainer):
+class nnUNetTrainerSimCLRPretrain(PretrainTrainer):
     """Pre-trains the encoder without labels or meta-labels: contrast of single images (SimCLR)."""
 
     method_class = SPConPretrain
@@ -103,7 +103,7 @@ class nnUNetTrainerSupervisedLocal(SemiTrainer):
     method_class = SupervisedLocal
 
 
-class nnUNetTrainerSupervisedLocalPretrain(LabeledPretrainTrainer):
+class nnUNetTrainerSupervisedLocalPretrain(PretrainTrainer):
     """Pre-trains encoder and decoder: pixels of one class are drawn together, on the labeled scans of the fold."""
 
     method_class = SupervisedLocalPretrain

@@ -15,7 +15,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.plans import add_configuration, write_plans
-from nnunet_semicon.training import snapshots
+from nnunet_semicon.training import optimization, snapshots
 from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from tests.tiny import PLANS, Tiny, read_json, write_json
@@ -137,13 +137,13 @@ def gradients_of(trainer: SemiTrainer) -> dict[str, torch.Tensor]:
 def capture_gradients(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
     """Fill the returned dict with the gradients of each following step, as they are before clipping."""
     gradients: dict[str, torch.Tensor] = {}
-    average: Callable[[Iterable], None] = trainer._average_gradients
+    average: Callable[[Iterable], None] = optimization.average_gradients
 
     def keep(parameters: Iterable) -> None:
         average(parameters)
         gradients.update(gradients_of(trainer))
 
-    monkeypatch.setattr(trainer, "_average_gradients", keep)
+    monkeypatch.setattr(optimization, "average_gradients", keep)
     return gradients
 
 

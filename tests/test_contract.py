@@ -67,7 +67,7 @@ def test_a_step_changes_the_student_and_fits_the_plan(training, name, parent):
     assert streams.n_labeled == trainer.rows.labeled
     assert len(streams.unlabeled) == trainer.rows.images == streams.views.shape[1]
     assert streams.image.shape[2:] == tuple(trainer.configuration_manager.patch_size)
-    assert len(streams.case) == len(streams.bbox) == len(streams.image)
+    assert len(streams.case) == len(streams.image)
 
 
 @every_semi_trainer

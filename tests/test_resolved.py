@@ -283,7 +283,8 @@ def test_a_user_column_becomes_a_label_that_trains(tiny, tmp_path, monkeypatch):
     trainer = started(SPCON, "2d_short")
     assert trainer.method.contrast.labels == ("position", "patient", "phase")
     batch = next(trainer.dataloader_train)
-    assert batch["meta"]["phase"].tolist() == [int(case[-2:]) - 1 for case in batch["case"]]
+    unlabeled = batch["case"][batch["n_labeled"] :]
+    assert batch["meta"]["phase"].tolist() == [int(case[-2:]) - 1 for case in unlabeled]
     step(trainer, batch)
     with open(f"{trainer.output_folder}/semicon_config.json") as file:
         assert json.load(file)["settings"]["lambda"]["value"]["phase"] == 0.001

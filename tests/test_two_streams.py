@@ -53,12 +53,13 @@ def test_drawn_slices_lie_in_their_partition_of_the_original_scan(training, pare
     loader = trainer.dataloader_train.data_loader
     seen = set()
     for _ in range(25):
-        batch = next(loader)
-        for row, case in enumerate(batch["case"]):
+        _, boxes, cases = loader.unlabeled.draw()
+        positions = loader.meta.codes(cases, boxes)["position"]
+        for box, case, position in zip(boxes, cases, positions, strict=True):
             cropped_away = 1 if case.endswith("frame02") else 0  # the first slice of these scans is empty
-            center = float(batch["bbox"][row, 0].double().mean()) + cropped_away
-            assert batch["meta"]["position"][row] == min(max(int(center / 12 * 3), 0), 2)
-        seen |= set(batch["meta"]["position"].tolist())
+            center = float(box[0].double().mean()) + cropped_away
+            assert position == min(max(int(center / 12 * 3), 0), 2)
+        seen |= set(positions.tolist())
     assert seen == {0, 1, 2}
 
 
@@ -67,7 +68,8 @@ def test_patients_share_a_label_across_frames(training):
     labels = {}
     for _ in range(25):
         batch = next(loader)
-        for case, code in zip(batch["case"], batch["meta"]["patient"].tolist(), strict=True):
+        cases = batch["case"][batch["n_labeled"] :]
+        for case, code in zip(cases, batch["meta"]["patient"].tolist(), strict=True):
             labels.setdefault(case.split("_")[0], set()).add(code)
     assert all(len(codes) == 1 for codes in labels.values())
     assert len(set.union(*labels.values())) == len(labels) == 4  # validation patient003 is never drawn

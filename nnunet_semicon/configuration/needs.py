@@ -20,6 +20,7 @@ class Needs:
         sample_scans: draw scans x partitions instead of single images.
         meta: the method reads ``batch.meta``.
         taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
+        encoder_only: the student's encoder alone runs; there are no logits.
         stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
         second_network: kind of the network that trains beside the student on every row; None: there is none.
     """
@@ -33,5 +34,6 @@ class Needs:
     sample_scans: bool = False
     meta: bool = False
     taps: tuple[str, ...] = ()
+    encoder_only: bool = False
     stage: Stage = "joint"
     second_network: str | None = None

@@ -48,8 +48,7 @@ class TwoStreamBatch:
         target: labeled rows only; a list over deep-supervision scales of (n_labeled, 1, *S_k) int16, or
             (n_labeled, R, *S_k) bool for regions; a single tensor without deep supervision; empty in pre-training.
         views: (V - 1, B - n_labeled, C, *S) float32, the further (strong) views of the unlabeled images.
-        meta: meta-label -> (B,) int64 codes, -1 unknown.
-        bbox: (B, 3, 2) int64, the crop in preprocessed voxels (axis 0 is the slice axis; in 2d one slice thick).
+        meta: meta-label -> (B - n_labeled,) int64 codes of the unlabeled rows, -1 unknown.
         case: B case ids.
         n_labeled: labeled rows.
     """
@@ -58,7 +57,6 @@ class TwoStreamBatch:
     target: list[Tensor] | Tensor
     views: Tensor
     meta: Mapping[str, Tensor]
-    bbox: Tensor
     case: list[str]
     n_labeled: int
 
@@ -68,7 +66,7 @@ class TwoStreamBatch:
         return cls(**batch)
 
     def to(self, device: torch.device) -> "TwoStreamBatch":
-        """Copy images, targets and meta-labels to ``device`` (boxes and case ids stay)."""
+        """Copy images, targets and meta-labels to ``device`` (case ids stay)."""
         target = (
             [t.to(device, non_blocking=True) for t in self.target]
             if isinstance(self.target, list)
@@ -79,15 +77,9 @@ class TwoStreamBatch:
             target=target,
             views=self.views.to(device, non_blocking=True),
             meta={name: codes.to(device, non_blocking=True) for name, codes in self.meta.items()},
-            bbox=self.bbox,
             case=self.case,
             n_labeled=self.n_labeled,
         )
-
-    @property
-    def meta_of_unlabeled(self) -> dict[str, Tensor]:
-        """Meta-label -> (B - n_labeled,) int64 codes."""
-        return {name: codes[self.n_labeled :] for name, codes in self.meta.items()}
 
     @property
     def labeled(self) -> Tensor:

@@ -18,23 +18,6 @@ from nnunet_semicon.meta_labels.position import SliceAxis
 from nnunet_semicon.meta_labels.table import POSITION, MetaColumn
 
 
-class LabeledLoader(nnUNetDataLoader):
-    """nnU-Net's own loader, which in addition remembers the crop of every row; draws the same random numbers."""
-
-    def get_bbox(self, data_shape: Any, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
-        """Return nnU-Net's crop of one row (lower and upper corner) and remember it."""
-        lower, upper = super().get_bbox(data_shape, *args, **kwargs)
-        self._boxes.append([list(corners) for corners in zip(lower, upper, strict=True)])
-        return lower, upper
-
-    def generate_train_batch(self) -> dict[str, Any]:
-        """Return nnU-Net's dict and ``bbox``, (B, 3, 2) in preprocessed voxels."""
-        self._boxes: list[list[list[int]]] = []
-        batch = super().generate_train_batch()
-        batch["bbox"] = torch.tensor(np.array(self._boxes, dtype=np.int64))
-        return batch
-
-
 class CasePool:
     """Preprocessed cases from one or more folders, read without ever looking at a label.
 
@@ -175,10 +158,10 @@ class TwoStreamLoader:
     Args:
         labeled: nnU-Net's labeled loader; None for a method that uses no label (pre-training).
         unlabeled: None for a method that uses no unlabeled image.
-        meta: meta-labels of the rows.
+        meta: meta-labels of the unlabeled rows.
     """
 
-    def __init__(self, labeled: LabeledLoader | None, unlabeled: UnlabeledLoader | None, meta: MetaLabeler) -> None:
+    def __init__(self, labeled: nnUNetDataLoader | None, unlabeled: UnlabeledLoader | None, meta: MetaLabeler) -> None:
         self.labeled = labeled
         self.unlabeled = unlabeled
         self.meta = meta
@@ -187,28 +170,26 @@ class TwoStreamLoader:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        images, boxes, cases, target, views = [], [], [], [], None
+        images, cases, target, views, meta = [], [], [], None, {}
         if self.labeled is not None:
             labeled = next(self.labeled)
             images.append(labeled["data"])
-            boxes.append(labeled["bbox"])
             cases += [str(case) for case in labeled["keys"]]
             target = labeled["target"]
         n_labeled = len(cases)
         if self.unlabeled is not None:
             with torch.no_grad(), threadpool_limits(limits=1, user_api=None):
-                drawn, drawn_boxes, drawn_cases = self.unlabeled.draw()
+                drawn, boxes, drawn_cases = self.unlabeled.draw()
             images.append(drawn[0])
-            boxes.append(drawn_boxes)
             cases += drawn_cases
             views = drawn[1:]
-        image, bbox = torch.cat(images), torch.cat(boxes)
+            meta = self.meta.codes(drawn_cases, boxes)
+        image = torch.cat(images)
         return {
             "image": image,
             "target": target,
             "views": image.new_empty((0, 0, *image.shape[1:])) if views is None else views,
-            "meta": self.meta.codes(cases, bbox),
-            "bbox": bbox,
+            "meta": meta,
             "case": cases,
             "n_labeled": n_labeled,
         }

@@ -175,9 +175,12 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
-    def second_network(self) -> nn.Module | None:
-        """Return the network that segments beside the student, if there is one: it is validated and can be exported."""
-        return None
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the networks that segment like the student and can be exported: ``teacher``, ``second``.
+
+        ``second``, a network that trains beside the student, is validated too.
+        """
+        return {}
 
     def optimizers(self) -> list[Optimizer]:
         """Optimizers of parameters that do not belong into nnU-Net's own one."""

@@ -88,9 +88,9 @@ class CrossSupervision(Method):
         """Fill in the learning rate of the second network."""
         return derive(config)
 
-    def second_network(self) -> nn.Module:
+    def networks(self) -> dict[str, nn.Module]:
         """Return the network that the student learns from."""
-        return self.second.network
+        return {"second": self.second.network}
 
     def on_train_start(self, student_module: nn.Module) -> None:
         """The second network may start from trained weights."""

@@ -104,9 +104,9 @@ class MCSC(Method):
         filled = second_network.derive(config)
         return filled.then(scale_term.derive(filled.config, facts))
 
-    def second_network(self) -> nn.Module:
+    def networks(self) -> dict[str, nn.Module]:
         """Return the network that the student learns from."""
-        return self.second.network
+        return {"second": self.second.network}
 
     def on_train_start(self, student_module: nn.Module) -> None:
         """The second network may start from trained weights."""

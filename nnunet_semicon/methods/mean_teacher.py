@@ -78,6 +78,10 @@ class MeanTeacher(Method):
         self.teacher = segmentation_teacher(build.network)
         self.consistency = sigmoid_mse if build.has_regions else softmax_mse
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the moving average of the student."""
+        return {"teacher": self.teacher.module}
+
     def on_train_start(self, student_module: nn.Module) -> None:
         """The teacher starts as the student, pre-trained weights included."""
         self.teacher.copy_from(student_module)

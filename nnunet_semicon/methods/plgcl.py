@@ -112,6 +112,10 @@ class PLGCL(Method):
         """Fill in how many windows a step has, and how many earlier ones are kept."""
         return derive(config, facts)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the moving average of the student."""
+        return {"teacher": self.teacher.module}
+
     def on_train_start(self, student_module: nn.Module) -> None:
         """The teacher starts as the student, pre-trained weights included."""
         self.teacher.copy_from(student_module)

@@ -102,6 +102,10 @@ class SPCon(Method):
         """Fill in the weights of the meta-labels there are, the size of the queue and the range of gamma."""
         return derive(config, facts)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the moving average of the student, if there is one."""
+        return {} if self.teacher is None else {"teacher": self.teacher.module}
+
     def on_train_start(self, student_module: nn.Module) -> None:
         """The teacher starts as the student, pre-trained weights included."""
         if self.teacher is not None:
@@ -115,7 +119,7 @@ class SPCon(Method):
         n, strong = batch.n_labeled, len(batch.image)
         output = student(torch.cat([batch.image, batch.views[0]]))
         supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)
-        contrast = self.contrast(output.features[self.contrast.tap][n:], batch.meta_of_unlabeled, progress.fraction)
+        contrast = self.contrast(output.features[self.contrast.tap][n:], batch.meta, progress.fraction)
         loss = supervised + self.config.lambda_sp * contrast.loss
         scalars = {"supervised": supervised.detach(), **contrast.scalars}
         carry = {}
@@ -136,7 +140,7 @@ class SPCon(Method):
         if self.teacher is not None:
             self.teacher.update(student_module, decay)
         if self.contrast.has_queue:
-            self.contrast.remember(output.carry["teacher_features"], batch.meta_of_unlabeled, decay)
+            self.contrast.remember(output.carry["teacher_features"], batch.meta, decay)
         self.contrast.negatives.stop_if_none(progress.step)
 
     def snapshot(

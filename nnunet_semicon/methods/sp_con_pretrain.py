@@ -61,6 +61,7 @@ class SPConPretrain(PretrainMethod):
         sample_scans=True,
         meta=True,
         taps=(BOTTLENECK,),
+        encoder_only=True,
         stage="pretrain",
     )
     paper = PAPER

@@ -76,6 +76,10 @@ class SupervisedLocal(Method):
         """Fill in the pixels that meet."""
         return derive(config, facts, facts.rows.student_rows)
 
+    def networks(self) -> dict[str, nn.Module]:
+        """Return the moving average of the student, if there is one."""
+        return {} if self.teacher is None else {"teacher": self.teacher.module}
+
     def on_train_start(self, student_module: nn.Module) -> None:
         """The teacher starts as the student, pre-trained weights included."""
         if self.teacher is not None:

@@ -1,12 +1,13 @@
 """Checkpoints: nnU-Net's own file with one extra key, written atomically, every tensor on the CPU."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nnunet_semicon.files import replacing
 
@@ -69,7 +70,13 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 SECOND_FOLDER = "second"  # in the fold folder: validation of the method's second network
-PREFIXES = {"teacher": "teacher.module.", "second": "second.network."}  # of a network among the method's tensors
+EARLIER = {"teacher": "teacher.module.", "second": "second.network."}  # of checkpoints that do not name networks
+
+
+def prefixes(method: nn.Module, networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return network -> how the names of its tensors begin among those of the method."""
+    names = {id(module): name for name, module in method.named_modules()}
+    return {network: f"{names[id(module)]}." for network, module in networks.items()}
 
 
 def weights_of(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tensor]:
@@ -84,7 +91,7 @@ def weights_of(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tens
     """
     if network == "student":
         return dict(checkpoint["network_weights"])
-    prefix, method = PREFIXES[network], checkpoint[KEY]["method"]
+    prefix, method = checkpoint[KEY].get("networks", EARLIER)[network], checkpoint[KEY]["method"]
     weights = {name.removeprefix(prefix): value for name, value in method.items() if name.startswith(prefix)}
     if not weights:
         raise KeyError(network)

@@ -1,10 +1,13 @@
-"""The optimizer of the network and the schedule of its learning rate, from the settings of the run."""
+"""Optimizers, their schedule, and one optimizer step: average over ranks, unscale, clip, step."""
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 
 from nnunet_semicon.configuration.run import RunConfig
@@ -17,6 +20,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw": AdamW,
     "radam": RAdam,
 }
+MAX_GRADIENT_NORM = 12  # nnU-Net's own
 SCHEDULES = {"poly": warmup_poly, "cosine": warmup_cosine}
 
 
@@ -52,3 +56,51 @@ def make_schedule(optimizers: Sequence[Optimizer], run: RunConfig) -> LearningRa
     every_step = run.warmup > 0 or run.lr_schedule == "cosine"
     rate = partial(SCHEDULES[run.lr_schedule], warmup=run.warmup)
     return LearningRates(optimizers, run.num_epochs, rate, every_step)
+
+
+def backward_and_step(
+    loss: Tensor, optimizers: Sequence[Optimizer], scaler: GradScaler | None, unsynchronized: Sequence[nn.Parameter]
+) -> None:
+    """Differentiate the loss and move all parameters.
+
+    Args:
+        loss: ().
+        optimizers: each parameter belongs to one of them.
+        scaler: nnU-Net's scaling of the loss, on CUDA.
+        unsynchronized: parameters whose gradients DDP does not average over ranks.
+    """
+    (loss if scaler is None else scaler.scale(loss)).backward()
+    average_gradients(unsynchronized)
+    if scaler is not None:
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+    # each group alone: NaN of one optimizer, whose step the scaler skips, must not reach the parameters of another
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRADIENT_NORM)
+    for optimizer in optimizers:
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+    if scaler is not None:
+        scaler.update()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average over ranks; before unscaling, so that all ranks skip the same steps.
+
+    A parameter that has a gradient on some ranks alone has a zero on the others. One that has none anywhere keeps none:
+    with zeros, weight decay would move it, which it does not in a single process.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not dist.is_initialized() or not trained:
+        return
+    reached = torch.tensor([parameter.grad is not None for parameter in trained], device=trained[0].device).int()
+    dist.all_reduce(reached, dist.ReduceOp.MAX)
+    for parameter, is_reached in zip(trained, reached.tolist(), strict=True):
+        if is_reached:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()

@@ -18,7 +18,7 @@ from nnunet_semicon.training.streams import Augmentation, two_streams
 
 
 class PretrainTrainer(SemiTrainer):
-    """What a pre-training trains, and its validation; a subclass says which parts of the network it trains.
+    """What a pre-training trains, and its validation on what the method sees of the validation cases.
 
     Everywhere nnU-Net wants a Dice (best checkpoint, progress figure), it gets the negative loss on validation images.
     """
@@ -33,6 +33,20 @@ class PretrainTrainer(SemiTrainer):
         for parameter in self.plain_network.parameters():
             parameter.requires_grad_(id(parameter) in ids)
         return trained
+
+    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
+        """Return two loaders of what the method sees: of the training cases, and of the validation cases.
+
+        Labeled validation images are not augmented; the views of unlabeled ones are made as in training.
+        """
+        dataset_train, dataset_val = self.get_tr_and_val_datasets()
+        labeled = labeled_val = None
+        if self.rows.labeled:
+            labeled = self._labeled_loader(dataset_train, augmentation.initial_patch_size, augmentation.training)
+            labeled_val = self._labeled_loader(dataset_val, augmentation.patch_size, augmentation.validation)
+        train = self._training_stream(dataset_train, dataset_val, labeled, augmentation)
+        rows, cases = validation_rows(self.rows), list(dataset_val.identifiers)
+        return train, two_streams([dataset_val], cases, rows, labeled_val, self.resolved, augmentation)
 
     # ------------------------------------------------------------------ validation
 
@@ -50,7 +64,7 @@ class PretrainTrainer(SemiTrainer):
         return {"loss": scalars["loss"].cpu().numpy()}
 
     def _validation_student(self, images: Tensor) -> StudentOutput:
-        return self._student(images)
+        return self._encoder_in_parts(images) if self.resolved.needs.encoder_only else self._student(images)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Give nnU-Net's logger the values it wants every epoch."""
@@ -69,44 +83,6 @@ class PretrainTrainer(SemiTrainer):
             "pre-training is done and segments nothing yet; start another training from it, in a configuration of its "
             f"own, with -pretrained_weights {self.output_folder}/checkpoint_final.pth"
         )
-
-
-class EncoderPretrainTrainer(PretrainTrainer):
-    """Trains the encoder without labels; the decoder is frozen, does not run, and is saved as it began."""
-
-    def _do_i_compile(self) -> bool:
-        """Never: the encoder is called directly, past the compiled network."""
-        return False
-
-    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
-        """Return two loaders of views with meta-labels: of all training images, and of the validation images."""
-        dataset_train, dataset_val = self.get_tr_and_val_datasets()
-        train = self._training_stream(dataset_train, dataset_val, None, augmentation)
-        cases = list(dataset_val.identifiers)
-        val = two_streams([dataset_val], cases, validation_rows(self.rows), None, self.resolved, augmentation)
-        return train, val
-
-    def _student(self, images: Tensor) -> StudentOutput:
-        return self._encoder(images)
-
-    def _validation_student(self, images: Tensor) -> StudentOutput:
-        return self._encoder_in_parts(images)
-
-    def _unsynchronized_parameters(self) -> list[nn.Parameter]:
-        """The encoder's too: its forward pass bypasses DDP."""
-        return [*self.plain_network.parameters(), *self.method.parameters()]
-
-
-class LabeledPretrainTrainer(PretrainTrainer):
-    """Trains encoder and decoder on the labels of the fold's training cases, and validates on its validation cases."""
-
-    def _loaders(self, augmentation: Augmentation) -> tuple[Any, Any]:
-        """Return labeled batches of training cases and of validation cases, these without augmentation."""
-        dataset_train, dataset_val = self.get_tr_and_val_datasets()
-        labeled = self._labeled_loader(dataset_train, augmentation.initial_patch_size, augmentation.training)
-        train = self._training_stream(dataset_train, dataset_val, labeled, augmentation)
-        labeled = self._labeled_loader(dataset_val, augmentation.patch_size, augmentation.validation)
-        return train, two_streams([dataset_val], [], self.rows, labeled, self.resolved, augmentation)
 
 
 def validation_rows(rows: RowPlan) -> RowPlan:

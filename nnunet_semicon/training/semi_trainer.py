@@ -4,7 +4,7 @@ Everything nnU-Net does not have to do differently is inherited. A concrete trai
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from io import BytesIO
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
@@ -21,7 +22,7 @@ from nnunet_semicon import __version__
 from nnunet_semicon.configuration.resolved import as_table, assignments, changes_in_words
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.gallery import Gallery
-from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
+from nnunet_semicon.data.loader import TwoStreamLoader
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Logits, Method, Progress, StudentOutput
@@ -32,13 +33,11 @@ from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.configured_trainer import ConfiguredTrainer
 from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.networks import build_network
-from nnunet_semicon.training.optimization import make_optimizer, make_schedule
+from nnunet_semicon.training.optimization import backward_and_step, make_optimizer, make_schedule
 from nnunet_semicon.training.precision import autocast, remark
 from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
-
-MAX_GRADIENT_NORM = 12  # nnU-Net's own
 
 
 class SemiTrainer(ConfiguredTrainer):
@@ -81,6 +80,10 @@ class SemiTrainer(ConfiguredTrainer):
         wanted = threads()
         if self.device.type == "cpu" and wanted is not None:
             torch.set_num_threads(wanted)
+
+    def _do_i_compile(self) -> bool:
+        """Never where the encoder alone runs: it is called directly, past the compiled network."""
+        return super()._do_i_compile() and not self.resolved.needs.encoder_only
 
     def configure_optimizers(self) -> tuple[Optimizer, Any]:
         """Return the optimizer and its schedule, before DDP wraps the network."""
@@ -152,7 +155,7 @@ class SemiTrainer(ConfiguredTrainer):
     # ------------------------------------------------------------------ training
 
     def _training_stream(
-        self, dataset_train: Any, dataset_val: Any, labeled: LabeledLoader | None, augmentation: Augmentation
+        self, dataset_train: Any, dataset_val: Any, labeled: nnUNetDataLoader | None, augmentation: Augmentation
     ) -> TwoStreamLoader:
         """The loader of training batches; from its cases come the few images that snapshots show."""
         stream = super()._training_stream(dataset_train, dataset_val, labeled, augmentation)
@@ -202,7 +205,7 @@ class SemiTrainer(ConfiguredTrainer):
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
             output = self.method.compute(self._student, two_streams, self._supervised_loss, progress)
-        self._backward_and_step(output.loss)
+        backward_and_step(output.loss, self.optimizers, self.grad_scaler, self._unsynchronized_parameters())
         with self._autocast(), exit_on_user_error():
             self.method.after_step(self.plain_network, two_streams, output, progress)
         self.scalars.add({"loss": output.loss, **output.scalars})
@@ -221,6 +224,8 @@ class SemiTrainer(ConfiguredTrainer):
         return autocast(self.device.type, self.resolved.run.precision)
 
     def _student(self, images: Tensor) -> StudentOutput:
+        if self.resolved.needs.encoder_only:
+            return self._encoder(images)
         logits = in_float32(self.network(images))
         return StudentOutput(logits, self.taps.take())
 
@@ -235,46 +240,10 @@ class SemiTrainer(ConfiguredTrainer):
         parts = [self._encoder(part).features for part in images.split(max(1, self.batch_size))]
         return StudentOutput([], {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    def _backward_and_step(self, loss: Tensor) -> None:
-        scaler = self.grad_scaler
-        (loss if scaler is None else scaler.scale(loss)).backward()
-        self._average_gradients(self._unsynchronized_parameters())
-        if scaler is not None:
-            for optimizer in self.optimizers:
-                scaler.unscale_(optimizer)
-        # each group alone: NaN of one optimizer, whose step the scaler skips, must not reach the parameters of another
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                torch.nn.utils.clip_grad_norm_(group["params"], MAX_GRADIENT_NORM)
-        for optimizer in self.optimizers:
-            if scaler is None:
-                optimizer.step()
-            else:
-                scaler.step(optimizer)
-        if scaler is not None:
-            scaler.update()
-
     def _unsynchronized_parameters(self) -> list[nn.Parameter]:
         """DDP synchronizes only the wrapped network, and only where its own forward pass ran."""
-        return list(self.method.parameters())
-
-    def _average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average over ranks; before unscaling, so that all ranks skip the same steps.
-
-        A parameter that has a gradient on some ranks alone has a zero on the others. One that has none anywhere keeps
-        none: with zeros, weight decay would move it, which it does not in a single process.
-        """
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
-        if not self.is_ddp or not trained:
-            return
-        reached = torch.tensor([parameter.grad is not None for parameter in trained], device=self.device).int()
-        dist.all_reduce(reached, dist.ReduceOp.MAX)
-        for parameter, is_reached in zip(trained, reached.tolist(), strict=True):
-            if is_reached:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
+        of_network = self.plain_network.parameters() if self.resolved.needs.encoder_only else ()
+        return [*of_network, *self.method.parameters()]
 
     def on_epoch_end(self) -> None:
         """The method's curves and pictures, then nnU-Net's epoch end (checkpoints)."""
@@ -310,7 +279,7 @@ class SemiTrainer(ConfiguredTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation, then that of the method's second network, in the folder ``second``."""
         super().perform_actual_validation(save_probabilities)
-        second = self.method.second_network()
+        second = self.method.networks().get("second")
         if second is None:
             return
         self.print_to_log_file("Validation of the second network:")
@@ -340,6 +309,7 @@ class SemiTrainer(ConfiguredTrainer):
             "version": __version__,
             "settings": {name: derived.value for name, derived in self.resolved.settings.items()},
             "method": self.method.state_dict(),
+            "networks": checkpoints.prefixes(self.method, self.method.networks()),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers[1:]],
             "random_states": states,
         }

@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_semicon.configuration.resolved import Resolved
 from nnunet_semicon.configuration.rules import RowPlan
-from nnunet_semicon.data.loader import LabeledLoader, TwoStreamLoader
+from nnunet_semicon.data.loader import TwoStreamLoader
 from nnunet_semicon.data.splits import ALL, FILE, check_fold, read_splits, refuse_too_few_to_draw
 from nnunet_semicon.data.unlabeled import require_preprocessed, unlabeled_cases, unlabeled_folder
 from nnunet_semicon.data.workers import start_workers
@@ -93,9 +93,9 @@ class StreamTrainer(nnUNetTrainer):
         )
         return train, val
 
-    def _labeled_loader(self, dataset: Any, initial_patch_size: Sequence[int], transforms: Any) -> LabeledLoader:
+    def _labeled_loader(self, dataset: Any, initial_patch_size: Sequence[int], transforms: Any) -> nnUNetDataLoader:
         """Return nnU-Net's loader of the labeled rows of a step."""
-        return LabeledLoader(
+        return nnUNetDataLoader(
             dataset,
             self.rows.labeled,
             initial_patch_size,
@@ -112,7 +112,7 @@ class StreamTrainer(nnUNetTrainer):
         return self.probabilistic_oversampling or (self.rows.labeled < self.batch_size and forced == 0)
 
     def _training_stream(
-        self, dataset_train: Any, dataset_val: Any, labeled: LabeledLoader | None, augmentation: Augmentation
+        self, dataset_train: Any, dataset_val: Any, labeled: nnUNetDataLoader | None, augmentation: Augmentation
     ) -> TwoStreamLoader:
         """Return the loader of training batches, and say what it draws from."""
         needs = self.resolved.needs

@@ -8,12 +8,13 @@ import torch
 from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 
 from nnunet_semicon.configuration.resolved import Resolved
 from nnunet_semicon.configuration.rules import RowPlan
 from nnunet_semicon.data.gallery import Gallery, different_patients, evenly_spaced
-from nnunet_semicon.data.loader import CasePool, LabeledLoader, MetaLabeler, TwoStreamLoader, UnlabeledLoader
+from nnunet_semicon.data.loader import CasePool, MetaLabeler, TwoStreamLoader, UnlabeledLoader
 from nnunet_semicon.data.views import ViewPipeline, strong_intensity
 from nnunet_semicon.methods.base import Show
 
@@ -62,7 +63,7 @@ def two_streams(
     datasets: Sequence[Any],
     cases: Sequence[str],
     rows: RowPlan,
-    labeled: LabeledLoader | None,
+    labeled: nnUNetDataLoader | None,
     resolved: Resolved,
     augmentation: Augmentation,
 ) -> TwoStreamLoader:

@@ -20,6 +20,7 @@ from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at, level_tap
 from nnunet_semicon.sweep.file import read_sweep
+from nnunet_semicon.training import optimization
 from tests.harness import capture_gradients, configure, started, state_of, step, without_supervision
 
 NAME = "nnUNetTrainerMCSC"
@@ -86,13 +87,13 @@ def test_an_overflow_of_one_network_reaches_no_other_optimizer(training, monkeyp
     trainer = started(NAME, "mcsc")
     network, projectors = trainer.method.second.network, trainer.method.contrast
     broken = next(network.parameters())
-    average = trainer._average_gradients
+    average = optimization.average_gradients
 
     def overflow(parameters):
         average(parameters)
         broken.grad[...] = torch.nan
 
-    monkeypatch.setattr(trainer, "_average_gradients", overflow)
+    monkeypatch.setattr(optimization, "average_gradients", overflow)
     monkeypatch.setattr(trainer, "grad_scaler", torch.amp.GradScaler("cpu"))
     before = {name: value.clone() for name, value in trainer.method.state_dict().items()}
     step(trainer)
