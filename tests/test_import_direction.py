@@ -123,7 +123,7 @@ TABLE = {
 }
 
 # Nothing imports a command, and no command is built from another one: they have only these modules in common.
-COMMANDS_SHARE = {"cli.check_sweep", "cli.key_values", "cli.settings", "cli.tables"}
+COMMANDS_SHARE = {"cli.check_sweep", "cli.key_values", "cli.settings"}
 ENTRY_POINT = "cli.main"
 
 MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))
@@ -202,14 +202,14 @@ def test_imports_follow_the_table(module):
         ("trainers", "from nnunet_semicon.cli.main import main", ["nnunet_semicon.cli.main"]),
         (
             "cli.x",
-            "import torch, SimpleITK\nfrom nnunet_semicon.cli.tables import a\nimport nnunet_semicon.data.loader",
+            "import torch, SimpleITK\nfrom nnunet_semicon.cli.settings import a\nimport nnunet_semicon.data.loader",
             [],
         ),
         ("cli.x", "from nnunet_semicon.cli.split import run", ["nnunet_semicon.cli.split"]),
         ("cli.x", "from nnunet_semicon.cli import main", ["nnunet_semicon.cli.main"]),
         ("__main__", "from nnunet_semicon.cli.main import main", []),
         ("__main__", "from nnunet_semicon.cli.split import run", ["nnunet_semicon.cli.split"]),
-        ("checks.x", "from nnunet_semicon.cli.tables import aligned", ["nnunet_semicon.cli.tables"]),
+        ("checks.x", "from nnunet_semicon.cli.settings import a", ["nnunet_semicon.cli.settings"]),
         ("checks.x", "from nnunet_semicon import catalogue, workspace, trainers", ["nnunet_semicon.trainers"]),
         ("catalogue", "from nnunet_semicon.checks import raw", ["nnunet_semicon.checks.raw"]),
         ("workspace", "from nnunet_semicon import catalogue", ["nnunet_semicon.catalogue"]),
