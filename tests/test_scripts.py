@@ -602,7 +602,34 @@ def test_the_benchmark_measures_every_trainer(prepared, tmp_path):
     assert content["configuration"] in performance_page(tmp_path, tmp_path / "docs")
 
 
-@pytest.mark.parametrize(("words", "sentence"), [(["--steps", "1"], "--steps 1"), (["-c", "2d_shrt"], "2d_short")])
+def test_the_effects_on_a_cpu_are_ratios_within_a_round(prepared, tmp_path):
+    out = tmp_path / "benchmark_effects_hippocampus_2d_cpu.json"
+    words = ["-d", "901", "-c", "2d_short", "--effects", "--steps", 4, "--warmup", 1, "--out", out]
+    done = script("benchmark_step.py", *words, env=prepared.env)
+    assert done.returncode == 0, done.stderr
+    content = read_json(out)
+    for variant in content["variants"].values():
+        assert len(variant["steps_per_second"]) == 2
+        assert min(variant["steps_per_second"]) > 0
+        assert variant["peak_memory_mib"] > 100
+    trained = {(v["jobs"], v["threads"], v["precision"], v["keeps_memory"]) for v in content["variants"].values()}
+    assert {(1, 2, "float32", False), (2, 1, "bfloat16", True)} <= trained
+
+    content["variants"]["two_jobs"]["steps_per_second"] = [3.0, 30.0]
+    content["variants"]["two_threads"]["steps_per_second"] = [2.0, 10.0]  # another load: ratios of single rounds count
+    write_json(out, content)
+    _, performance = make_pages(tmp_path, tmp_path / "docs")
+    assert "| 2.25x | 1.50x to 3.00x |" in line_of(performance, "two jobs of one thread instead of one job")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--steps", "1"], "--steps 1"),
+        (["-c", "2d_shrt"], "2d_short"),
+        (["--effects", "--device", "cuda"], "expected --device cpu"),
+    ],
+)
 def test_the_benchmark_refuses_in_one_sentence(prepared, words, sentence):
     done = script("benchmark_step.py", "-d", "901", "-c", "2d_short", *words, env=prepared.env)
     assert done.returncode == 1
