@@ -618,8 +618,8 @@ def test_the_effects_on_a_cpu_are_ratios_within_a_round(prepared, tmp_path):
     content["variants"]["two_jobs"]["steps_per_second"] = [3.0, 30.0]
     content["variants"]["two_threads"]["steps_per_second"] = [2.0, 10.0]  # another load: ratios of single rounds count
     write_json(out, content)
-    _, performance = make_pages(tmp_path, tmp_path / "docs")
-    assert "| 2.25x | 1.50x to 3.00x |" in line_of(performance, "two jobs of one thread instead of one job")
+    page = performance_page(tmp_path, tmp_path / "docs")
+    assert "| two jobs of one thread instead of one job of two threads | 2.25x | 1.50x to 3.00x |" in page
 
 
 @pytest.mark.parametrize(
