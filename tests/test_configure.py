@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from nnunet_semicon.catalogue import list_settings
-from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings, refuse_overlap
+from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings
 from nnunet_semicon.cli.main import main
-from nnunet_semicon.cli.settings import MOST_CONFIGURATIONS, variants_of
 from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.plans import (
     add_configuration,
@@ -24,6 +23,7 @@ from nnunet_semicon.configuration.plans import (
     write_plans,
 )
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.experiments.variants import COMMAND_LINE, MOST_CONFIGURATIONS, nested, refuse_overlap, variants_of
 from tests.tiny import Tiny, read_json, write_json
 
 PLANS = {"plans_name": "nnUNetPlans", "configurations": {"2d": {"batch_size": 12}}}
@@ -88,7 +88,7 @@ def test_names_that_are_not_ours_are_never_taken(name):
     ("configurations", "parent", "sentence"),
     [
         ({}, "2e", "no configuration '2e' in nnUNetPlans.json; did you mean '2d'"),
-        ({"new": ours("2d")}, "new", "--name and -c are both 'new'"),
+        ({"new": ours("2d")}, "new", "configuration 'new' cannot inherit from itself: choose another --name"),
         ({"new": ours("2d"), "child": ours("new")}, "child", "'child' inherits from 'new', so 'new' cannot"),
         ({"child": ours("2f")}, "child", "'child' inherits from '2f', which is not in the plans; did you mean '2d'"),
         ({"a": ours("b"), "b": ours("a")}, "a", "a, b inherit from each other"),
@@ -210,7 +210,8 @@ def test_a_broken_plans_file_is_one_sentence(tmp_path, text, sentence):
 
 
 def test_settings_are_json_or_text_and_nest():
-    assert parse_settings(["a=1", "b=x", "lambda.patient=0.1", "lambda.position=1", "c=null"]) == {
+    values = parse_settings(["a=1", "b=x", "lambda.patient=0.1", "lambda.position=1", "c=null"])
+    assert nested(values) == {
         "a": 1,
         "b": "x",
         "lambda": {"patient": 0.1, "position": 1},
@@ -231,7 +232,7 @@ def test_settings_are_json_or_text_and_nest():
         ("key=NaN", "NaN"),
         ("key=-Infinity", "-Infinity"),
         ("key=1e999", "1e999"),
-        ("key.a.b=1", {"a": {"b": 1}}),
+        ('key={"a": {"b": 1}}', {"a": {"b": 1}}),
     ],
 )
 def test_values(word, value):
@@ -316,20 +317,20 @@ def test_malformed_grids_are_refused(words, sentence):
 @pytest.mark.parametrize(
     ("fixed", "varied", "seeds", "sentence"),
     [
-        (["a=1"], ["a=1,2"], False, "'a' is in --grid and 'a' in --set"),
-        (["lambda={}"], ["lambda.patient=1,2"], False, "'lambda.patient' is in --grid and 'lambda' in --set"),
-        (["seed=1"], [], True, "'seed' is in --set and in --seeds"),
-        ([], ["seed=1,2"], True, "'seed' is in --grid and in --seeds"),
+        (["a"], ["a"], False, "'a' is in --grid and 'a' in --set"),
+        (["lambda"], ["lambda.patient"], False, "'lambda.patient' is in --grid and 'lambda' in --set"),
+        (["seed"], [], True, "'seed' is in --set and in --seeds"),
+        ([], ["seed"], True, "'seed' is in --grid and in --seeds"),
     ],
 )
 def test_a_value_is_set_in_one_way_only(fixed, varied, seeds, sentence):
     with pytest.raises(UserError, match=sentence):
-        refuse_overlap(fixed, varied, seeds)
+        refuse_overlap(fixed, varied, seeds, COMMAND_LINE)
 
 
 def test_one_entry_may_be_fixed_while_another_varies():
-    refuse_overlap(["lambda.position=1", "seed=1"], ["lambda.patient=1,2"], False)
-    assert variants_of("n", {"lambda": {"position": 1}}, {"lambda.patient": [2, 3]}, None) == {
+    refuse_overlap(["lambda.position", "seed"], ["lambda.patient"], False, COMMAND_LINE)
+    assert variants_of("n", {"lambda.position": 1}, {"lambda.patient": [2, 3]}, None) == {
         "n_lambda-patient2": {"lambda": {"position": 1, "patient": 2}},
         "n_lambda-patient3": {"lambda": {"position": 1, "patient": 3}},
     }

@@ -91,8 +91,10 @@ TABLE = {
         libraries={"batchgenerators", "batchgeneratorsv2", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),
-    "sweep": Rule(
-        ours={"commands", "configuration", "files"}, libraries={"nnunetv2", "submitit", "torch", "tqdm", "yaml"}
+    "processor": Rule(),
+    "experiments": Rule(
+        ours={"commands", "configuration", "data", "files", "pictures", "processor", "training.checkpoint"},
+        libraries={"nnunetv2", "numpy", "submitit", "torch", "tqdm", "yaml"},
     ),
     "workspace": Rule(ours={"configuration", "data", "files"}, libraries={"nnunetv2"}),
     "catalogue": Rule(ours={"configuration", "trainers", "training"}, libraries={"nnunetv2", "pydantic"}),
@@ -104,8 +106,9 @@ TABLE = {
             "data",
             "files",
             "meta_labels",
+            "experiments",
             "processor",
-            "sweep.weights",
+            "training.semi_trainer",
             "workspace",
         },
         libraries={"nnunetv2"},
@@ -123,7 +126,7 @@ TABLE = {
 }
 
 # Nothing imports a command, and no command is built from another one: they have only these modules in common.
-COMMANDS_SHARE = {"cli.check_sweep", "cli.key_values", "cli.settings"}
+COMMANDS_SHARE = {"cli.key_values", "cli.sweep_display"}
 ENTRY_POINT = "cli.main"
 
 MODULES = sorted(path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in ROOT.rglob("*.py"))

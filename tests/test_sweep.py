@@ -1,4 +1,4 @@
-"""``semicon sweep``: the file, the cells, their states and commands, the launchers; weights that do not fit."""
+"""``semicon sweep``: the file, the trainings, their states and commands, the launchers; weights that do not fit."""
 
 import json
 import multiprocessing
@@ -20,14 +20,13 @@ import pytest
 from nnunet_semicon.checks.findings import survived
 from nnunet_semicon.checks.weights import check_weights
 from nnunet_semicon.cli.main import main
-from nnunet_semicon.cli.settings import variants_of
 from nnunet_semicon.errors import UserError
-from nnunet_semicon.sweep.cells import make_cells
-from nnunet_semicon.sweep.cluster import Cluster, make_executor
-from nnunet_semicon.sweep.file import read_sweep
-from nnunet_semicon.sweep.local import State, run_all
-from nnunet_semicon.sweep.plan import FINAL, LATEST, LOG, SUMMARY, Plan, Standing
-from nnunet_semicon.sweep.weights import fingerprint
+from nnunet_semicon.experiments.cluster import Cluster, make_executor
+from nnunet_semicon.experiments.file import read_sweep
+from nnunet_semicon.experiments.local import State, run_all
+from nnunet_semicon.experiments.plan import FINAL, LATEST, LOG, SUMMARY, Plan, Standing
+from nnunet_semicon.experiments.trainings import make_trainings
+from nnunet_semicon.experiments.weights import fingerprint
 from tests.harness import configure, make_trainer, prepare
 from tests.tiny import DATASET, PLANS, Tiny, command, read_json, write_json
 
@@ -127,19 +126,18 @@ def test_a_file_that_is_no_text(tmp_path):
     assert "cannot be read" in refusal(read_sweep, tmp_path / "sweep.yaml")
 
 
-# --- cells -------------------------------------------------------------------------------------------------------
+# --- trainings -------------------------------------------------------------------------------------------------------
 
 
-def cells_of(folder: Path, text: str):
-    def variants(stage, name, seed):
-        return variants_of(name, dict(stage.set), stage.grid, None if seed is None else [seed])
-
-    return make_cells(read_sweep(write(folder, text)), variants)
+def trainings_of(folder: Path, text: str):
+    return make_trainings(read_sweep(write(folder, text)))
 
 
-def test_cells_come_seed_by_seed_each_after_the_one_it_starts_from(tmp_path):
-    cells = cells_of(tmp_path, stages(tuned="from: pre, folds: [0, 1]", alone="set: {num_epochs: 3}", pre="folds: 0"))
-    assert list(cells) == [
+def test_trainings_come_seed_by_seed_each_after_the_one_it_starts_from(tmp_path):
+    trainings = trainings_of(
+        tmp_path, stages(tuned="from: pre, folds: [0, 1]", alone="set: {num_epochs: 3}", pre="folds: 0")
+    )
+    assert list(trainings) == [
         "pre_s0_fold0",
         "tuned_s0_fold0",
         "tuned_s0_fold1",
@@ -149,7 +147,7 @@ def test_cells_come_seed_by_seed_each_after_the_one_it_starts_from(tmp_path):
         "tuned_s1_fold1",
         "alone_s1_fold0",
     ]
-    assert [cell.parent for cell in cells.values()] == [
+    assert [training.parent for training in trainings.values()] == [
         None,
         *["pre_s0_fold0"] * 2,
         None,
@@ -157,16 +155,16 @@ def test_cells_come_seed_by_seed_each_after_the_one_it_starts_from(tmp_path):
         *["pre_s1_fold0"] * 2,
         None,
     ]
-    assert cells["alone_s1_fold0"].settings == {"num_epochs": 3, "seed": 1}
-    assert cells["alone_s1_fold0"].configuration == "alone_s1"
+    assert trainings["alone_s1_fold0"].settings == {"num_epochs": 3, "seed": 1}
+    assert trainings["alone_s1_fold0"].configuration == "alone_s1"
 
 
 def test_one_pretraining_may_serve_all_seeds_and_folds(tmp_path):
-    cells = cells_of(tmp_path, stages(pre="seeds: null, folds: all", tuned="from: pre, folds: [0, 1]"))
-    assert next(iter(cells)) == "pre_foldall"
-    assert "seed" not in cells["pre_foldall"].settings
-    assert {cell.parent for cell in list(cells.values())[1:]} == {"pre_foldall"}
-    assert len(cells) == 5
+    trainings = trainings_of(tmp_path, stages(pre="seeds: null, folds: all", tuned="from: pre, folds: [0, 1]"))
+    assert next(iter(trainings)) == "pre_foldall"
+    assert "seed" not in trainings["pre_foldall"].settings
+    assert {training.parent for training in list(trainings.values())[1:]} == {"pre_foldall"}
+    assert len(trainings) == 5
 
 
 @pytest.mark.parametrize(
@@ -174,26 +172,26 @@ def test_one_pretraining_may_serve_all_seeds_and_folds(tmp_path):
     [("folds: [0, 2]", "fold 2 but starts from 'pre', which has only the folds 0, 1"), ("seeds: [5]", "seed 5")],
 )
 def test_a_fold_or_seed_that_the_stage_before_lacks(tmp_path, tuned, message):
-    assert message in refusal(cells_of, tmp_path, stages(pre="folds: [0, 1]", tuned=f"from: pre, {tuned}"))
+    assert message in refusal(trainings_of, tmp_path, stages(pre="folds: [0, 1]", tuned=f"from: pre, {tuned}"))
 
 
-def test_every_cell_of_a_grid_has_its_own_chain(tmp_path):
+def test_every_training_of_a_grid_has_its_own_chain(tmp_path):
     text = stages(
         pre="seeds: [0], grid: {lambda.patient: [0.1, 1]}",
         tuned="seeds: [0], from: pre, grid: {temperature: [1, 2]}",
         last="seeds: [0], from: tuned",
     )
-    cells = cells_of(tmp_path, text)
-    assert len(cells) == 2 + 4 + 4
-    last = cells["last_lambda-patient0.1_temperature2_s0_fold0"]
+    trainings = trainings_of(tmp_path, text)
+    assert len(trainings) == 2 + 4 + 4
+    last = trainings["last_lambda-patient0.1_temperature2_s0_fold0"]
     assert last.parent == "tuned_lambda-patient0.1_temperature2_s0_fold0"
-    assert cells[last.parent].parent == "pre_lambda-patient0.1_s0_fold0"
-    assert cells[last.parent].settings == {"temperature": 2, "seed": 0}
+    assert trainings[last.parent].parent == "pre_lambda-patient0.1_s0_fold0"
+    assert trainings[last.parent].settings == {"temperature": 2, "seed": 0}
 
 
 def test_two_stages_never_share_a_configuration(tmp_path):
     text = stages(a="grid: {cutout: [true]}", a_cutouttrue="")
-    assert "would have the configuration 'a_cutouttrue_s0'" in refusal(cells_of, tmp_path, text)
+    assert "would have the configuration 'a_cutouttrue_s0'" in refusal(trainings_of, tmp_path, text)
 
 
 # --- states, commands and the local launcher: a plan whose commands are scripts --------------------------------------
@@ -216,17 +214,23 @@ class Scripted(Plan):
 
     scripts: dict
 
-    def script(self, cell):
-        return [sys.executable, "-c", self.scripts.get(cell.stage.name, SAVE), str(self.folder(cell)), cell.name]
+    def script(self, training):
+        return [
+            sys.executable,
+            "-c",
+            self.scripts.get(training.stage.name, SAVE),
+            str(self.folder(training)),
+            training.name,
+        ]
 
-    def words(self, cell, standing):
-        return self.script(cell)
+    def words(self, training, standing):
+        return self.script(training)
 
 
 def scripted(folder: Path, text: str, pretraining=(), **scripts) -> Scripted:
-    cells = cells_of(folder, text)
+    trainings = trainings_of(folder, text)
     sweep = read_sweep(folder / "sweep.yaml")
-    return Scripted(sweep, cells, folder / "results", {"plans_name": PLANS}, frozenset(pretraining), scripts)
+    return Scripted(sweep, trainings, folder / "results", {"plans_name": PLANS}, frozenset(pretraining), scripts)
 
 
 CHAIN = stages(pre="seeds: [0]", tuned="seeds: [0], from: pre", alone="seeds: [0]")
@@ -235,19 +239,19 @@ PRE, TUNED, ALONE = "pre_s0_fold0", "tuned_s0_fold0", "alone_s0_fold0"
 
 def test_states_and_their_commands(tmp_path):
     plan = scripted(tmp_path, "device: cpu\n" + CHAIN)
-    cell = plan.cells[TUNED]
-    folder = plan.folder(cell)
+    training = plan.trainings[TUNED]
+    folder = plan.folder(training)
     assert folder == tmp_path / "results" / f"{CONTROL}__{PLANS}__tuned_s0" / "fold_0"
-    before = plan.folder(plan.cells[PRE]) / FINAL
+    before = plan.folder(plan.trainings[PRE]) / FINAL
     stock = ["nnUNetv2_train", "901", "tuned_s0", "0", "-tr", CONTROL, "-p", PLANS, "-device", "cpu"]
 
     def words():
-        return Plan.words(plan, cell, plan.standing(cell))
+        return Plan.words(plan, training, plan.standing(training))
 
     assert words() == [*stock, "-pretrained_weights", str(before)]
     folder.mkdir(parents=True)
     (folder / LATEST).write_text("half a checkpoint")
-    assert plan.standing(cell) is Standing.START
+    assert plan.standing(training) is Standing.START
     with zipfile.ZipFile(folder / LATEST, "w") as file:
         file.writestr("a", "b")
     assert words() == [*stock, "--c"]
@@ -255,21 +259,21 @@ def test_states_and_their_commands(tmp_path):
     assert words() == [*stock, "--val"]
     (folder / SUMMARY).parent.mkdir()
     (folder / SUMMARY).write_text("{}")
-    assert plan.standing(cell) is Standing.FINISHED
+    assert plan.standing(training) is Standing.FINISHED
     (folder / FINAL).write_text("half a checkpoint")
-    assert "checkpoint_final.pth is damaged" in refusal(plan.standing, cell)
+    assert "checkpoint_final.pth is damaged" in refusal(plan.standing, training)
 
 
 def test_a_pretraining_has_nothing_to_validate(tmp_path):
     plan = scripted(tmp_path, CHAIN, pretraining=[CONTROL])
-    folder = plan.folder(plan.cells[PRE])
+    folder = plan.folder(plan.trainings[PRE])
     folder.mkdir(parents=True)
     with zipfile.ZipFile(folder / FINAL, "w") as file:
         file.writestr("a", "b")
-    assert plan.standing(plan.cells[PRE]) is Standing.FINISHED
+    assert plan.standing(plan.trainings[PRE]) is Standing.FINISHED
 
 
-def test_a_failed_cell_stops_only_those_that_start_from_it(tmp_path):
+def test_a_failed_training_stops_only_those_that_start_from_it(tmp_path):
     plan = scripted(tmp_path, CHAIN, pre="print('first'); raise SystemExit('last words')")
     said = []
     outcomes = run_all(plan, said.append)
@@ -277,30 +281,31 @@ def test_a_failed_cell_stops_only_those_that_start_from_it(tmp_path):
     assert "exit code 1" in outcomes[PRE].why
     assert outcomes[PRE].why.endswith("\n    first\n    last words")
     assert f"it starts from {PRE}, which is not finished" in outcomes[TUNED].why
-    assert not plan.folder(plan.cells[TUNED]).exists()
-    assert said[0] == f"[1/3] {PRE}: to be started"
-    assert said[1] == f"  $ {shlex.join(plan.script(plan.cells[PRE]))}"
+    assert not plan.folder(plan.trainings[TUNED]).exists()
+    first = said[0].splitlines()
+    assert first[0] == f"[1/3] {PRE}: to be started"
+    assert first[1] == f"  $ {shlex.join(plan.script(plan.trainings[PRE]))}"
 
     repaired = scripted(tmp_path, CHAIN)
     outcomes = run_all(repaired, said.append)
     assert [outcome.state for outcome in outcomes.values()] == [State.TRAINED, State.TRAINED, State.BEFORE]
 
 
-def test_a_cell_that_cannot_be_written_stops_no_other(tmp_path):
+def test_a_training_that_cannot_be_written_stops_no_other(tmp_path):
     plan = scripted(tmp_path, CHAIN)
     plan.results.mkdir()
-    plan.model_folder(plan.cells[PRE]).write_bytes(b"")
+    plan.model_folder(plan.trainings[PRE]).write_bytes(b"")
     outcomes = run_all(plan, lambda line: None)
     assert [outcome.state for outcome in outcomes.values()] == [State.FAILED, State.NOT_RUN, State.TRAINED]
-    assert f"{plan.folder(plan.cells[PRE])} cannot be written (Not a directory)" in outcomes[PRE].why
+    assert f"{plan.folder(plan.trainings[PRE])} cannot be written (Not a directory)" in outcomes[PRE].why
 
 
-def test_a_record_that_cannot_be_written_fails_its_cell_alone(tmp_path):
+def test_a_record_that_cannot_be_written_fails_its_training_alone(tmp_path):
     plan = scripted(tmp_path, CHAIN)
-    (plan.folder(plan.cells[ALONE]) / "sweep.json.tmp").mkdir(parents=True)
+    (plan.folder(plan.trainings[ALONE]) / "sweep.json.tmp").mkdir(parents=True)
     outcomes = run_all(plan, lambda line: None)
     assert [outcome.state for outcome in outcomes.values()] == [State.TRAINED, State.TRAINED, State.FAILED]
-    assert "sweep.json.tmp cannot be written (Is a directory)" in outcomes[ALONE].why
+    assert "sweep.json cannot be written (Is a directory)" in outcomes[ALONE].why
 
 
 def test_a_command_that_writes_nothing_has_failed(tmp_path):
@@ -312,35 +317,35 @@ def test_a_command_that_writes_nothing_has_failed(tmp_path):
 def test_what_it_notes_tells_other_weights(tmp_path):
     plan = scripted(tmp_path, CHAIN)
     run_all(plan, lambda line: None)
-    weights = plan.folder(plan.cells[PRE]) / FINAL
-    record = plan.record(plan.cells[TUNED])
+    weights = plan.folder(plan.trainings[PRE]) / FINAL
+    record = plan.record(plan.trainings[TUNED])
     assert (record.weights, record.fingerprint) == (str(weights), fingerprint(weights))
     assert record.minutes > 0
-    assert plan.record(plan.cells[PRE]).weights is None
+    assert plan.record(plan.trainings[PRE]).weights is None
     copy = tmp_path / "copy.pth"
     shutil.copyfile(weights, copy)
     assert fingerprint(copy) == fingerprint(weights)
-    assert fingerprint(plan.folder(plan.cells[ALONE]) / FINAL) != fingerprint(weights)
+    assert fingerprint(plan.folder(plan.trainings[ALONE]) / FINAL) != fingerprint(weights)
 
 
-def test_a_cell_that_another_process_trains_is_left_alone(tmp_path):
+def test_a_training_that_another_process_trains_is_left_alone(tmp_path):
     """The lock is held by the training, not by the sweep: it outlives a sweep that was killed."""
     waits = "import sys, time; print('up', flush=True); time.sleep(99)"
     plan = scripted(tmp_path, CHAIN, pre=waits)
     process = multiprocessing.get_context("fork").Process(target=run_all, args=(plan, lambda line: None))
     process.start()
-    cell = plan.cells[PRE]
-    wait_for(lambda: (plan.folder(cell) / LOG).is_file() and (plan.folder(cell) / LOG).read_text() == "up\n")
+    training = plan.trainings[PRE]
+    wait_for(lambda: (plan.folder(training) / LOG).is_file() and (plan.folder(training) / LOG).read_text() == "up\n")
     process.kill()
     process.join()
-    assert plan.is_training(cell)
+    assert plan.is_running(training)
     outcomes = run_all(plan, lambda line: None)
     assert "another process trains it" in outcomes[PRE].why
     assert [outcome.state for outcome in outcomes.values()] == [State.NOT_RUN, State.NOT_RUN, State.TRAINED]
     listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    (training,) = [int(line.split()[0]) for line in listed.splitlines() if str(plan.folder(cell)) in line]
+    (training,) = [int(line.split()[0]) for line in listed.splitlines() if str(plan.folder(training)) in line]
     os.kill(training, signal.SIGKILL)
-    wait_for(lambda: not plan.is_training(cell))
+    wait_for(lambda: not plan.is_running(training))
 
 
 def wait_for(what, process=None, seconds=120) -> None:
@@ -354,25 +359,25 @@ def wait_for(what, process=None, seconds=120) -> None:
 # --- submitit, with the same scripts -----------------------------------------------------------------------------
 
 
-def test_jobs_wait_for_the_cell_that_they_start_from(tmp_path):
+def test_jobs_wait_for_the_training_that_they_start_from(tmp_path):
     plan = scripted(tmp_path, stages(pre="", tuned="from: pre"), pre=SAVE + "import time; time.sleep(1)")
     executor = make_executor(tmp_path / "jobs", "local", {})
     said = []
     cluster = Cluster(plan, executor, prepared_script(plan), 2, said.append)
     outcomes = cluster.run_all()
     assert {outcome.state for outcome in outcomes.values()} == {State.TRAINED}
-    assert list(outcomes) == list(plan.cells)
+    assert list(outcomes) == list(plan.trainings)
     submitted = [line.split(":")[0] for line in said if " in job " in line]
     assert submitted[:2] == ["pre_s0_fold0", "pre_s1_fold0"]
     assert sorted(submitted[2:]) == ["tuned_s0_fold0", "tuned_s1_fold0"]
     assert Cluster(plan, executor, prepared_script(plan), 2, said.append).run_all().keys() == outcomes.keys()
-    assert len([line for line in said if " in job " in line]) == 4, "a finished cell was submitted again"
+    assert len([line for line in said if " in job " in line]) == 4, "a finished training was submitted again"
 
 
 def prepared_script(plan: Scripted):
-    def words(cell):
-        plan.folder(cell).mkdir(parents=True)
-        return plan.script(cell)
+    def words(training):
+        plan.folder(training).mkdir(parents=True)
+        return plan.script(training)
 
     return words
 
@@ -441,7 +446,10 @@ def sweep(capsys, file: Path, *words: str, code: int = 0) -> str:
         (f"trainer: {CONTROL}, configuration: 2d, set: {{num_epochs: 0}}", "'num_epochs' in 'set' is 0, expected at"),
         (f"trainer: {CONTROL}, configuration: 2d, grid: {{tempratur: [1]}}", "'tempratur' in 'grid'"),
         (f"trainer: {CONTROL}, configuration: 2d, grid: {{temperature: [1, 0]}}", "'temperature' in 'grid' is 0"),
-        (f"trainer: {CONTROL}, configuration: 2d, grid: {{temperature: [1, 1]}}", "after 'grid' has the value 1 twice"),
+        (
+            f"trainer: {CONTROL}, configuration: 2d, grid: {{temperature: [1, 1]}}",
+            "'temperature' in 'grid' has the value 1 twice",
+        ),
         (f"trainer: {CONTROL}, configuration: 2d, set: {{lambda.age: 1}}", "unknown entry 'lambda.age' in 'set'"),
         (f"trainer: {CONTROL}, configuration: 2d, set: {{seed: 1}}", "'seed' is in 'set' and in 'seeds'"),
         ("trainer: nnUNetTrainer, configuration: 2d, set: {num_epochs: 3}", "nnUNetTrainer would ignore"),
@@ -478,9 +486,9 @@ def test_a_name_that_cannot_be_one(training, results, capsys, tmp_path):
 
 def test_options_that_do_not_go_together(training, capsys, tmp_path):
     file = write(tmp_path, stages(a=""))
-    assert "--jobs is for --launcher submitit" in sweep(capsys, file, "--jobs", "2", code=1)
+    assert "--jobs is 0, expected at least 1" in sweep(capsys, file, "--jobs", "0", code=1)
     assert "--launcher-args is for" in sweep(capsys, file, "--launcher-args", "timeout_min=5", code=1)
-    assert "--cell runs a cell here" in sweep(capsys, file, "--launcher", "submitit", "--cell", "1", code=1)
+    assert "--training runs a training here" in sweep(capsys, file, "--launcher", "submitit", "--training", "1", code=1)
     words = ("--launcher", "submitit", "--launcher-args", "gpus")
     assert "'gpus' after --launcher-args is not KEY=VALUE" in sweep(capsys, file, *words, code=1)
 
@@ -507,9 +515,11 @@ def test_a_dry_run_writes_nothing(training, results, capsys, tmp_path):
     assert not list(results.iterdir())
     assert len(out) == 8
     assert out[2].startswith("# 2 b_s0_fold0, to be started, after 1 a_s0_fold0: nnUNetv2_train 901 b_s0 0 -tr ")
-    one = sweep(capsys, tmp_path / "sweep.yaml", "--dry-run", "--cell", "2").splitlines()
+    one = sweep(capsys, tmp_path / "sweep.yaml", "--dry-run", "--training", "2").splitlines()
     assert one == out[2:4]
-    assert "no cell 'b_fold0'; did you mean" in sweep(capsys, tmp_path / "sweep.yaml", "--cell", "b_fold0", code=1)
+    assert "no training 'b_fold0'; did you mean" in sweep(
+        capsys, tmp_path / "sweep.yaml", "--training", "b_fold0", code=1
+    )
 
 
 def test_existing_configurations_with_other_values_are_refused(training, results, capsys, tmp_path):
@@ -681,7 +691,7 @@ class Swept:
 
 @pytest.fixture(scope="module")
 def swept(tiny, tmp_path_factory) -> Swept:
-    """A finished sweep of two cells, one starting from the other. Read-only: tests take ``again``."""
+    """A finished sweep of two trainings, one starting from the other. Read-only: tests take ``again``."""
     copy = prepare(tiny.fresh(tmp_path_factory.mktemp("swept")))
     file = write(copy.root, REAL)
     return Swept(copy, file, copy.run("semicon", "sweep", file, nnUNet_def_n_proc="1").stdout)
@@ -701,7 +711,7 @@ def fold_of(swept: Swept, model: str) -> Path:
     return swept.tiny.results / DATASET / model / "fold_0"
 
 
-def test_a_sweep_trains_its_cells_in_order(swept):
+def test_a_sweep_trains_its_trainings_in_order(swept):
     printed = swept.printed.splitlines()
     commands = [line for line in printed if line.startswith("  $ ")]
     weights = fold_of(swept, TAUGHT) / FINAL
@@ -711,7 +721,9 @@ def test_a_sweep_trains_its_cells_in_order(swept):
     ]
     assert [line for line in printed if line.startswith("[")] == [
         "[1/2] taught_s0_fold0: to be started",
+        "[1/2] taught_s0_fold0: trained",
         "[2/2] tuned_s0_fold0: to be started",
+        "[2/2] tuned_s0_fold0: trained",
     ]
     assert re.search(r"^taught_s0_fold0 +trained +\d+\.\d$", swept.printed, re.MULTILINE)
     assert printed[-1] == f"  semicon compare {TAUGHT} {TUNED_AFTER}"
@@ -723,7 +735,7 @@ def test_a_sweep_trains_its_cells_in_order(swept):
     assert block["semicon"]["num_epochs"] == 1
 
 
-def test_finished_cells_never_run_again(again):
+def test_finished_trainings_never_run_again(again):
     """Nor does anything change, and what it says at the end can be typed."""
     files = [fold_of(again, model) / name for model in (TAUGHT, TUNED_AFTER) for name in (FINAL, LOG, "sweep.json")]
     before = [(path.stat().st_mtime_ns, path.read_bytes()) for path in [*files, again.tiny.plans_file]]
@@ -740,14 +752,14 @@ def test_finished_cells_never_run_again(again):
     assert "paired by case" in done.stdout
 
 
-def test_a_line_of_the_dry_run_trains_one_cell_in_a_fresh_shell(again, capsys):
-    """The deleted cell alone; its parent is not touched."""
+def test_a_line_of_the_dry_run_trains_one_training_in_a_fresh_shell(again, capsys):
+    """The deleted training alone; its parent is not touched."""
     shutil.rmtree(fold_of(again, TUNED_AFTER))
     parent = fold_of(again, TAUGHT) / FINAL
     before = parent.stat().st_mtime_ns
     lines = sweep(capsys, again.file, "--dry-run").splitlines()
     assert lines[0].startswith("# 1 taught_s0_fold0, finished: ")
-    for line, expected in ((lines[1], "finished before"), (lines[3], "  finished")):
+    for line, expected in ((lines[1], "finished before"), (lines[3], "trained")):
         shell = {"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         done = subprocess.run(["sh", "-c", line], cwd="/", env=shell, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
@@ -769,10 +781,10 @@ def test_a_sweep_on_submitits_local_executor(again):
     assert list((again.file.parent / "sweep_jobs").glob("*_log.out"))
 
 
-def test_a_cell_alone_needs_its_parent(again, capsys):
+def test_a_training_alone_needs_its_parent(again, capsys):
     for model in (TAUGHT, TUNED_AFTER):
         shutil.rmtree(fold_of(again, model))
-    done = again.tiny.run("semicon", "sweep", again.file, "--cell", "2", check=False)
+    done = again.tiny.run("semicon", "sweep", again.file, "--training", "2", check=False)
     assert done.returncode == 1
     assert "it starts from taught_s0_fold0, which is not finished" in done.stdout
     assert not fold_of(again, TUNED_AFTER).exists()

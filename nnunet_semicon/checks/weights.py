@@ -8,8 +8,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_semicon.checks.findings import Finding, note, ok, problem
 from nnunet_semicon.configuration.plans import refuse_unknown
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.experiments.weights import misfit, network_in, network_of
 from nnunet_semicon.files import read_object_or_none
-from nnunet_semicon.sweep.weights import misfit, network_in, network_of
 from nnunet_semicon.workspace import find_plans
 
 PREPARATION = ("spacing", "normalization_schemes")  # of the images: weights fit without them, but expect them

@@ -5,8 +5,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_semicon.cli.key_values import nested, parse_seeds, refuse_overlap
-from nnunet_semicon.cli.settings import read_values, refuse_replacing, variants_of
+from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings
 from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.configuration.plans import (
     BATCH_SIZE,
@@ -23,6 +22,7 @@ from nnunet_semicon.configuration.plans import (
 from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
+from nnunet_semicon.experiments.variants import COMMAND_LINE, nested, refuse_replacing, variants_of
 from nnunet_semicon.tables import render
 from nnunet_semicon.workspace import DEFAULT_PLANS, Place, all_cases, find_plans, result_folders
 
@@ -142,7 +142,6 @@ def add(args: argparse.Namespace, place: Place) -> None:
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
     values, grid = read_values(args, place, trainer if args.tr else None)
     seeds = None if args.seeds is None else parse_seeds(args.seeds)
-    refuse_overlap(args.set, args.grid, seeds is not None)
     variants = variants_of(args.name, values, grid, seeds)
     plans = place.plans
     for name, settings in variants.items():
@@ -151,7 +150,7 @@ def add(args: argparse.Namespace, place: Place) -> None:
     changed = [name for name in variants if place.configurations.get(name) != after[name]]
     replaced = [name for name in changed if name in place.configurations]
     if replaced and not args.force:
-        refuse_replacing(replaced, place.configurations, after)
+        refuse_replacing(replaced, place.configurations, after, COMMAND_LINE.rename)
     if changed:
         write_plans(plans, place.path)
 
@@ -160,7 +159,24 @@ def add(args: argparse.Namespace, place: Place) -> None:
     print(f"{args.p}.json of {place.dataset} {state} {names} (inheriting from {args.c}). Train with:")
     for name in variants:
         print(f"  {train_command(args, name)}")
-    print_notes(args, place, trainer, {**values, **nested(dict.fromkeys(grid))}, changed, replaced)
+    print_notes(args, place, trainer, nested({**values, **dict.fromkeys(grid)}), changed, replaced)
+
+
+def read_values(
+    args: argparse.Namespace, place: Place, trainer: Any = None
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Return what ``--set`` and ``--grid`` say (dotted keys), checked; what the parent has is checked too.
+
+    Raises:
+        UserError: an unknown parent, an unknown key, or a value that is not allowed.
+    """
+    from nnunet_semicon.catalogue import list_keys
+    from nnunet_semicon.checks.settings import check_variants
+
+    lists = list_keys()
+    values, grid = parse_settings(args.set, lists), parse_grid(args.grid, lists)
+    check_variants(args.c, values, grid, args.seeds is not None, place, COMMAND_LINE, trainer)
+    return values, grid
 
 
 def train_command(args: argparse.Namespace, name: str) -> str:
@@ -242,7 +258,7 @@ def show(args: argparse.Namespace, place: Place) -> None:
     if values or args.name is not None:
         name = args.name or f"{args.c}-preview"  # in memory only
         title = args.name or f"{args.c} with {' '.join(args.set)}"
-        plans = add_configuration(plans, name, args.c, values)
+        plans = add_configuration(plans, name, args.c, nested(values))
     configuration = PlansManager(plans).get_configuration(name).configuration
     meta = None
     if trainer.method_class.needs.meta:

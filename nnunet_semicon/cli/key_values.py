@@ -1,24 +1,26 @@
-"""``KEY=VALUE`` words of ``semicon configure``: nested keys, lists, grids, seeds."""
+"""``KEY=VALUE`` words of the commands: nested keys, lists, grids, seeds; text in, dictionaries out."""
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.experiments.variants import overlapping, refuse_twice
 
 
-def parse_settings(words: Sequence[str], lists: Collection[str] = ()) -> dict[str, Any]:
-    """Return key -> value of ``key=value`` words; ``a.b=1`` becomes ``{"a": {"b": 1}}``, values are JSON or text.
+def parse_settings(words: Sequence[str], lists: Collection[str] = (), option: str = "--set") -> dict[str, Any]:
+    """Return dotted key -> value of ``key=value`` words; values are JSON or text.
 
     Args:
-        words: what follows ``--set``.
+        words: what follows the option.
         lists: dotted keys whose value is a list: for them ``key=1,2`` is ``[1, 2]``.
+        option: for messages.
 
     Raises:
         UserError: a word that is not ``key=value``, or one key twice.
     """
-    return nested({key: _value(text, key in lists) for key, text in assignments(words, "--set").items()})
+    return {key: _value(text, key in lists) for key, text in _assignments(words, option).items()}
 
 
 def parse_grid(words: Sequence[str], lists: Collection[str] = ()) -> dict[str, list[Any]]:
@@ -28,20 +30,16 @@ def parse_grid(words: Sequence[str], lists: Collection[str] = ()) -> dict[str, l
         UserError: as :func:`parse_settings`; also an empty value or one value twice.
     """
     grid: dict[str, list[Any]] = {}
-    for key, text in assignments(words, "--grid").items():
-        values: list[Any] = []
-        for part in _split_at_commas(text):
-            if not part:
-                raise UserError(f"'{key}={text}' after --grid has an empty value, expected values such as 1,2,3")
-            value = _value(part, key in lists)
-            if any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values):
-                raise UserError(f"'{key}={text}' after --grid has the value {part} twice: keep one")
-            values.append(value)
-        grid[key] = values
+    for key, text in _assignments(words, "--grid").items():
+        parts = _split_at_commas(text)
+        if not all(parts):
+            raise UserError(f"'{key}={text}' after --grid has an empty value, expected values such as 1,2,3")
+        grid[key] = [_value(part, key in lists) for part in parts]
+    refuse_twice(grid, "--grid")
     return grid
 
 
-def assignments(words: Sequence[str], option: str) -> dict[str, str]:
+def _assignments(words: Sequence[str], option: str) -> dict[str, str]:
     """Return dotted key -> text of ``key=text`` words.
 
     Raises:
@@ -57,34 +55,6 @@ def assignments(words: Sequence[str], option: str) -> dict[str, str]:
             raise UserError(f"'{double}' and '{key}' after {option} set the same value: keep one of them")
         texts[key] = text
     return texts
-
-
-def overlapping(key: str, others: Iterable[str]) -> str | None:
-    """Return the first key that sets the same value as ``key``, or a part of it: ``lambda`` and ``lambda.patient``."""
-    return next((o for o in others if o == key or o.startswith(f"{key}.") or key.startswith(f"{o}.")), None)
-
-
-def refuse_overlap(set_words: Sequence[str], grid_words: Sequence[str], seeds: bool) -> None:
-    """Refuse a value that is set in two ways."""
-    fixed, varied = assignments(set_words, "--set"), assignments(grid_words, "--grid")
-    for key in varied:
-        double = overlapping(key, fixed)
-        if double is not None:
-            raise UserError(f"'{key}' is in --grid and '{double}' in --set: keep one of them")
-    if seeds and "seed" in {**fixed, **varied}:
-        raise UserError(f"'seed' is in {'--set' if 'seed' in fixed else '--grid'} and in --seeds: keep one of them")
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``{"a": {"b": 1}}`` for ``{"a.b": 1}``."""
-    values: dict[str, Any] = {}
-    for key, value in flat.items():
-        *outer, last = key.split(".")
-        place = values
-        for name in outer:
-            place = place.setdefault(name, {})
-        place[last] = value
-    return values
 
 
 def _value(text: str, is_list: bool) -> Any:

@@ -133,30 +133,35 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
 # --- adding and removing -----------------------------------------------------------------------------------------
 
 
-def check_name(name: str) -> None:
+RENAME = "choose another --name"  # what `semicon configure` says where a name is refused
+
+
+def check_name(name: str, rename: str = RENAME) -> None:
     """Refuse a name that nnU-Net uses, or that its folder names would not survive.
+
+    Args:
+        name: of a configuration.
+        rename: how to choose another one, for messages.
 
     Raises:
         UserError: says what is wrong with it.
     """
     if name in NNUNET_NAMES:
-        raise UserError(f"configuration '{name}' is nnU-Net's own and is never edited: choose another --name")
+        raise UserError(f"configuration '{name}' is nnU-Net's own and is never edited: {rename}")
     if "__" in name:
-        raise UserError(
-            f"the name '{name}' contains '__', where nnU-Net splits the names of result folders: choose another --name"
-        )
+        raise UserError(f"the name '{name}' contains '__', where nnU-Net splits the names of result folders: {rename}")
     if not NAME.fullmatch(name):
         raise UserError(
             f"the name '{name}' cannot be part of a folder name: expected letters, digits and . _ + - in between, e.g. "
-            "2d_tau01; choose another --name"
+            f"2d_tau01; {rename}"
         )
     if len(name) > LONGEST_NAME:
-        raise UserError(
-            f"the name '{name}' has {len(name)} characters, expected at most {LONGEST_NAME}: choose a shorter --name"
-        )
+        raise UserError(f"the name '{name}' has {len(name)} characters, expected at most {LONGEST_NAME}: {rename}")
 
 
-def add_configuration(plans: Mapping[str, Any], name: str, parent: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def add_configuration(
+    plans: Mapping[str, Any], name: str, parent: str, values: Mapping[str, Any], rename: str = RENAME
+) -> dict[str, Any]:
     """Return a copy of ``plans`` with one more (or a replaced) configuration.
 
     Args:
@@ -164,20 +169,21 @@ def add_configuration(plans: Mapping[str, Any], name: str, parent: str, values: 
         name: of the new configuration; it gets its own result folder.
         parent: configuration to inherit from; preprocessed data is shared with it.
         values: ``semicon`` keys, and nnU-Net's own ``batch_size``; objects are merged over those of the parent.
+        rename: how to choose another name, for messages.
 
     Raises:
         UserError: unknown parent, a parent that is a cascade stage, a name that belongs to nnU-Net or cannot be one,
             or the new configuration would inherit from itself.
     """
     configurations = plans["configurations"]
-    check_name(name)
+    check_name(name, rename)
     refuse_unknown(plans, parent)
     if name in configurations and not is_ours(configurations, name):
-        raise UserError(f"configuration '{name}' is nnU-Net's own and is never edited: choose another --name")
+        raise UserError(f"configuration '{name}' is nnU-Net's own and is never edited: {rename}")
     if name == parent:
-        raise UserError(f"--name and -c are both '{name}': choose another --name")
+        raise UserError(f"configuration '{name}' cannot inherit from itself: {rename}")
     if name in lineage(configurations, parent):
-        raise UserError(f"'{parent}' inherits from '{name}', so '{name}' cannot inherit from it: choose another --name")
+        raise UserError(f"'{parent}' inherits from '{name}', so '{name}' cannot inherit from it: {rename}")
     refuse_cascade(configurations, parent)
     block = {key: value for key, value in values.items() if key != BATCH_SIZE}
     # nnU-Net's merge is shallow: a child's block replaces its parent's, so the whole block is written

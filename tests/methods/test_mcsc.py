@@ -11,6 +11,7 @@ from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.cost import NetworkCost
 from nnunet_semicon.configuration.rules import scale_contrast
 from nnunet_semicon.data.batch import pixel_classes, resized_classes
+from nnunet_semicon.experiments.file import read_sweep
 from nnunet_semicon.losses.balanced_contrast import balanced_contrast, shuffled_blocks
 from nnunet_semicon.losses.contrastive import supervised_contrast
 from nnunet_semicon.losses.local_contrast import pixel_sets
@@ -19,7 +20,6 @@ from nnunet_semicon.methods import scale_term
 from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at, level_tap
-from nnunet_semicon.sweep.file import read_sweep
 from nnunet_semicon.training import optimization
 from tests.harness import capture_gradients, configure, started, state_of, step, without_supervision
 

@@ -12,12 +12,12 @@ from nnunet_semicon.configuration.cost import NetworkCost, network_cost
 from nnunet_semicon.configuration.rules import pixel_contrast
 from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
+from nnunet_semicon.experiments.file import read_sweep
 from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
 from nnunet_semicon.losses.schedules import ema_decay
 from nnunet_semicon.methods.negatives import PATIENCE
 from nnunet_semicon.methods.supervised_local_pretrain import other_intensities
 from nnunet_semicon.networks.taps import FeatureTaps, decoder_tap
-from nnunet_semicon.sweep.file import read_sweep
 from tests.harness import (
     SPLIT,
     capture_gradients,

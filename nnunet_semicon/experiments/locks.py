@@ -1,4 +1,4 @@
-"""Locks on files, so that two processes never train one cell, or write one plans file, at the same time.
+"""Locks on files, so that two processes never train one training, or write one plans file, at the same time.
 
 They end with the processes that hold them, however these end. Where there are none (Windows, some network folders),
 nothing is locked.

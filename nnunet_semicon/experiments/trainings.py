@@ -1,4 +1,4 @@
-"""From stages to cells: every cell is one training, in a configuration of its own."""
+"""From stages to trainings, each in a configuration of its own."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.sweep.file import Fold, Stage, Sweep
+from nnunet_semicon.experiments.file import Fold, Stage, Sweep
+from nnunet_semicon.experiments.variants import variants_of
 
-# (stage, name, seed) -> configuration name -> settings: one for every cell of the stage's grid
+# (stage, name, seed) -> configuration name -> settings: one for every combination of the stage's grid
 Variants = Callable[[Stage, str, int | None], Mapping[str, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Training:
     """One training.
 
     Attributes:
@@ -23,7 +24,7 @@ class Cell:
         fold: number, or ``all``.
         seed: None where it has none of its own.
         grid: what the grids of its chain add to the name of its stage.
-        parent: name of the cell whose weights it starts from.
+        parent: name of the training whose weights it starts from.
     """
 
     stage: Stage
@@ -36,31 +37,41 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """``CONFIGURATION_foldF``, different for all cells of a sweep."""
+        """``CONFIGURATION_foldF``, different for all trainings of a sweep."""
         return f"{self.configuration}_fold{self.fold}"
 
+    @property
+    def method(self) -> str:
+        """Stage and grid: the same for all its folds and seeds."""
+        return f"{self.stage.name}{self.grid}"
 
-def make_cells(sweep: Sweep, variants: Variants) -> dict[str, Cell]:
-    """Return name -> cell, seed by seed, each after the one that it starts from.
 
-    A stage starts from the cell of the same fold and seed. If the stage before it has a single fold (or seed), that one
-    serves all: one pre-training for several numbers of labels. Every cell of a grid before it gives a cell of its own.
+def variants_of_stage(stage: Stage, name: str, seed: int | None) -> Mapping[str, Mapping[str, Any]]:
+    """Return configuration name -> settings, as the file says them."""
+    return variants_of(name, stage.set, stage.grid, None if seed is None else [seed])
+
+
+def make_trainings(sweep: Sweep, variants: Variants = variants_of_stage) -> dict[str, Training]:
+    """Return name -> training, seed by seed, each after the one that it starts from.
+
+    A stage starts from the training of the same fold and seed. If the stage before it has a single fold (or seed), that
+    one serves all: one pre-training for several numbers of labels. Every training of a grid has its own successors.
 
     Raises:
-        UserError: the stage before lacks the fold or the seed, or two cells would have one name.
+        UserError: the stage before lacks the fold or the seed, or two trainings would have one name.
     """
-    made: dict[tuple[str, Fold, int | None], list[Cell]] = {}
+    made: dict[tuple[str, Fold, int | None], list[Training]] = {}
 
-    def cells_of(stage: Stage, fold: Fold, seed: int | None) -> list[Cell]:
+    def trainings_of(stage: Stage, fold: Fold, seed: int | None) -> list[Training]:
         key = (stage.name, fold, seed)
         if key not in made:
-            parents: list[Cell | None] = [None]
+            parents: list[Training | None] = [None]
             if stage.start is not None:
                 before = sweep.stages[stage.start]
                 same_fold = _matching(before.folds, fold, "fold", stage, sweep.path)
                 same_seed = _matching(before.seeds, seed, "seed", stage, sweep.path)
-                parents = [*cells_of(before, same_fold, same_seed)]
-            made[key] = [cell for parent in parents for cell in _cells(stage, fold, seed, parent, variants)]
+                parents = [*trainings_of(before, same_fold, same_seed)]
+            made[key] = [training for parent in parents for training in _trainings(stage, fold, seed, parent, variants)]
         return made[key]
 
     seeds = dict.fromkeys(seed for stage in sweep.stages.values() for seed in stage.seeds)
@@ -68,25 +79,27 @@ def make_cells(sweep: Sweep, variants: Variants) -> dict[str, Cell]:
         for stage in sweep.stages.values():
             if seed in stage.seeds:
                 for fold in stage.folds:
-                    cells_of(stage, fold, seed)
-    cells: dict[str, Cell] = {}
+                    trainings_of(stage, fold, seed)
+    trainings: dict[str, Training] = {}
     owner: dict[str, str] = {}
-    for cell in (cell for several in made.values() for cell in several):
-        other = owner.setdefault(cell.configuration, cell.stage.name)
-        if other != cell.stage.name or cell.name in cells:
+    for training in (training for several in made.values() for training in several):
+        other = owner.setdefault(training.configuration, training.stage.name)
+        if other != training.stage.name or training.name in trainings:
             raise UserError(
-                f"two cells of {sweep.path}, of the stages '{other}' and '{cell.stage.name}', would have the "
-                f"configuration '{cell.configuration}': rename one of the stages, or leave out one of the values"
+                f"two trainings of {sweep.path}, of the stages '{other}' and '{training.stage.name}', would have the "
+                f"configuration '{training.configuration}': rename one of the stages, or leave out one of the values"
             )
-        cells[cell.name] = cell
-    return cells
+        trainings[training.name] = training
+    return trainings
 
 
-def _cells(stage: Stage, fold: Fold, seed: int | None, parent: Cell | None, variants: Variants) -> list[Cell]:
+def _trainings(
+    stage: Stage, fold: Fold, seed: int | None, parent: Training | None, variants: Variants
+) -> list[Training]:
     base = stage.name + (parent.grid if parent is not None else "")
     of_seed = "" if seed is None else f"_s{seed}"
     return [
-        Cell(
+        Training(
             stage,
             name,
             settings,

@@ -15,6 +15,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.errors import UserError
+from nnunet_semicon.training.checkpoint import weights_of
 
 HEADS = ".seg_layers."  # not loaded by nnU-Net: the number of classes may differ
 
@@ -93,6 +94,15 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("network_weights"), Mapping):
         raise UserError(f"{path} has no 'network_weights': {expected}")
     return content
+
+
+def has_network(checkpoint: dict[str, Any], network: str) -> bool:
+    """Return whether a checkpoint has a network beside the student: ``teacher`` or ``second``."""
+    try:
+        weights_of(checkpoint, network)
+    except KeyError:  # of a stock trainer, or of a method without it
+        return False
+    return True
 
 
 def network_in(path: str | Path) -> Network:

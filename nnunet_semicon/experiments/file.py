@@ -4,6 +4,7 @@ Only the form is checked here (keys, types, which stage starts from which); the 
 by the code that checks those of ``semicon configure``.
 """
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +15,51 @@ import yaml
 
 from nnunet_semicon.errors import UserError, listing, nearest
 
-KEYS = ("dataset", "plans", "device", "folds", "seeds", "set", "stages")
-STAGE_KEYS = ("trainer", "configuration", "folds", "seeds", "set", "grid", "from", "weights")
-DEFAULT_PLANS = "nnUNetPlans"
+KEYS = ("dataset", "plan", "plans", "device", "precision", "folds", "seeds", "set", "measure", "results", "stages")
+STAGE_KEYS = ("trainer", "configuration", "folds", "seeds", "set", "grid", "from", "weights", "measure")
+PLAN_KEYS = ("name", "planner", "arguments", "spacing", "widths", "configurations")
+MEASURE_KEYS = ("networks", "cases")
+DEFAULT_PLANS, DEFAULT_PLANNER = "nnUNetPlans", "ExperimentPlanner"
 DEVICES = ("cpu", "cuda", "mps")
+FASTEST, BFLOAT16 = "fastest", "bfloat16"
+PRECISIONS = ("float32", BFLOAT16, FASTEST)
+NETWORKS = ("student", "teacher", "second")
+PLANNER_ARGUMENTS = ("gpu_memory_target", "preprocessor_name")  # of nnUNetv2_plan_experiment
 ALL = "all"  # the fold that trains on everything
 
 Fold = int | str
+
+
+@dataclass(frozen=True)
+class PlanStep:
+    """What nnU-Net plans and preprocesses before the first training.
+
+    Attributes:
+        name: plans identifier to write.
+        planner: class name.
+        arguments: option of ``nnUNetv2_plan_experiment`` -> value.
+        spacing: target spacing in mm, in the order of ``-overwrite_target_spacing``; empty: as planned.
+        widths: factor for the features of every stage of the networks, or the features themselves; None: as planned.
+        configurations: those to change and to preprocess.
+    """
+
+    name: str
+    planner: str
+    arguments: Mapping[str, Any]
+    spacing: tuple[float, ...]
+    widths: float | tuple[int, ...] | None
+    configurations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of a finished training, on the validation cases of its fold.
+
+    Attributes:
+        networks: of :data:`NETWORKS`; those that a method lacks are left out.
+    """
+
+    networks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,11 +71,12 @@ class Stage:
         trainer: for ``-tr``.
         configuration: the one that its configurations inherit from.
         folds: numbers, or ``all``.
-        seeds: None alone for cells without a seed of their own.
+        seeds: None alone for trainings without a seed of their own.
         set: dotted key -> value, those of the whole file included.
         grid: dotted key -> values.
         start: the stage whose weights it starts from.
         weights: a checkpoint from elsewhere that it starts from.
+        measure: None: its trainings are only trained.
     """
 
     name: str
@@ -48,6 +88,7 @@ class Stage:
     grid: Mapping[str, Sequence[Any]]
     start: str | None
     weights: Path | None
+    measure: Measure | None
 
 
 @dataclass(frozen=True)
@@ -57,15 +98,21 @@ class Sweep:
     Attributes:
         path: the file, absolute.
         dataset: id or name, as for nnU-Net.
+        plan: None: the plans are there.
         plans: plans identifier.
         device: for ``-device``; None leaves the option out.
+        precision: of :data:`PRECISIONS`, for every stage that sets none; None: as each trainer does by default.
+        results: folder for what is measured.
         stages: name -> stage, in the order of the file.
     """
 
     path: Path
     dataset: str
+    plan: PlanStep | None
     plans: str
     device: str | None
+    precision: str | None
+    results: Path
     stages: Mapping[str, Stage]
 
 
@@ -87,15 +134,94 @@ def read_sweep(path: str | Path) -> Sweep:
     stages = content["stages"]
     if not isinstance(stages, dict) or not stages:
         raise UserError(f"'stages' in {where} has no stage: expected names with a trainer and a configuration each")
+    plan = None if content.get("plan") is None else _plan_step(content["plan"], f"'plan' of {where}")
     sweep = Sweep(
         path,
         _text(content, "dataset", where, numbers=True),
-        _text(content, "plans", where) if content.get("plans") is not None else DEFAULT_PLANS,
+        plan,
+        _plans(content, plan, where),
         _one_of(content, "device", DEVICES, where),
+        _one_of(content, "precision", PRECISIONS, where),
+        _beside(path, _text(content, "results", where) if content.get("results") else f"{path.stem}_results"),
         {str(name): _stage(str(name), stage, content, path) for name, stage in stages.items()},
     )
     _refuse_wrong_starts(sweep)
     return sweep
+
+
+def _plans(content: Mapping[str, Any], plan: PlanStep | None, where: str) -> str:
+    """Return the plans identifier: what the plan step writes, or what the file names."""
+    named = None if content.get("plans") is None else _text(content, "plans", where)
+    if plan is None:
+        return named or DEFAULT_PLANS
+    if named not in (None, plan.name):
+        raise UserError(
+            f"{where} trains with the plans '{named}', but its plan step writes '{plan.name}': leave out 'plans'"
+        )
+    return plan.name
+
+
+def _plan_step(content: Any, where: str) -> PlanStep:
+    if not isinstance(content, dict):
+        raise UserError(f"{where} is {content!r}: expected an object such as {{name: nnUNetPlansBench}}")
+    _refuse_unknown_keys(content, PLAN_KEYS, where)
+    if content.get("name") is None:
+        raise UserError(f"{where} has no 'name': add the plans identifier to write, e.g. nnUNetPlansBench")
+    name = _text(content, "name", where)
+    if name == DEFAULT_PLANS:
+        raise UserError(f"{where} writes {DEFAULT_PLANS}, which are nnU-Net's own: choose another name")
+    arguments = content.get("arguments") or {}
+    if not isinstance(arguments, dict):
+        raise UserError(f"'arguments' in {where} is {arguments!r}, expected an object such as {{gpu_memory_target: 4}}")
+    _refuse_unknown_keys(arguments, PLANNER_ARGUMENTS, f"'arguments' in {where}")
+    configurations = _several(content, "configurations", where) if content.get("configurations") else ["2d"]
+    return PlanStep(
+        name,
+        _text(content, "planner", where) if content.get("planner") is not None else DEFAULT_PLANNER,
+        arguments,
+        _spacing(content, where),
+        _widths(content, where),
+        tuple(map(str, configurations)),
+    )
+
+
+def _spacing(content: Mapping[str, Any], where: str) -> tuple[float, ...]:
+    value = content.get("spacing")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or len(value) != 3 or not all(_is_number(v) and v > 0 for v in value):
+        raise UserError(f"'spacing' in {where} is {value!r}, expected three numbers in mm, such as [5, 4, 4]")
+    return tuple(map(float, value))
+
+
+def _widths(content: Mapping[str, Any], where: str) -> float | tuple[int, ...] | None:
+    value = content.get("widths")
+    if value is None:
+        return None
+    if _is_number(value) and value > 0:
+        return float(value)
+    if isinstance(value, list) and value and all(_is_count(width) and width > 0 for width in value):
+        return tuple(value)
+    raise UserError(f"'widths' in {where} is {value!r}, expected a factor such as 0.5, or the features of every stage")
+
+
+def _measure(content: Any, where: str) -> Measure | None:
+    if content is None:
+        return None
+    if not isinstance(content, dict):
+        raise UserError(f"'measure' in {where} is {content!r}, expected an object such as {{networks: [student]}}")
+    _refuse_unknown_keys(content, MEASURE_KEYS, f"'measure' in {where}")
+    _one_of(content, "cases", ("validation",), f"'measure' in {where}")
+    networks = _several(content, "networks", f"'measure' in {where}") if content.get("networks") else ["student"]
+    wrong = next((network for network in networks if network not in NETWORKS), None)
+    if wrong is not None:
+        raise UserError(f"'networks' in {where} has {wrong!r}, expected some of {', '.join(NETWORKS)}")
+    return Measure(tuple(networks))
+
+
+def _beside(path: Path, name: str) -> Path:
+    """Return a path that is written relative to the sweep file."""
+    return (path.parent / Path(name).expanduser()).absolute()
 
 
 def _stage(name: str, content: Any, whole: Mapping[str, Any], path: Path) -> Stage:
@@ -106,7 +232,7 @@ def _stage(name: str, content: Any, whole: Mapping[str, Any], path: Path) -> Sta
     for key in ("trainer", "configuration"):
         if content.get(key) is None:
             raise UserError(f"{where} has no '{key}': add it")
-    given = {**{key: whole.get(key) for key in ("folds", "seeds")}, **content}
+    given = {**{key: whole.get(key) for key in ("folds", "seeds", "measure")}, **content}
     grid = _grid(content, where)
     # a value of the whole file gives way to a stage's own, varied or not
     common = {key: value for key, value in _flat_set(whole, str(path)).items() if key not in grid}
@@ -123,7 +249,8 @@ def _stage(name: str, content: Any, whole: Mapping[str, Any], path: Path) -> Sta
         {**common, **_flat_set(content, where)},
         grid,
         start,
-        None if weights is None else (path.parent / Path(weights).expanduser()).absolute(),
+        None if weights is None else _beside(path, weights),
+        _measure(given["measure"], where),
     )
 
 
@@ -201,6 +328,10 @@ def _several(content: Mapping[str, Any], key: str, where: str) -> list[Any]:
     return values
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
@@ -217,8 +348,14 @@ def _flat_set(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         for dotted, entry in _flat(str(key), value).items():
             if dotted in flat:
                 raise UserError(f"'{dotted}' is twice in 'set' of {where}: keep one")
+            _refuse_infinite(dotted, entry, f"'set' of {where}")
             flat[dotted] = entry
     return flat
+
+
+def _refuse_infinite(key: str, value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"'{key}' in {where} is {value!r}, expected a finite number")
 
 
 def _flat(key: str, value: Any) -> dict[str, Any]:
@@ -233,6 +370,9 @@ def _grid(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
         return {}
     if not isinstance(grid, dict) or not all(isinstance(values, list) and values for values in grid.values()):
         raise UserError(f"'grid' in {where} is {grid!r}, expected lists of values such as {{gamma_start: [1, 2]}}")
+    for key, values in grid.items():
+        for value in values:
+            _refuse_infinite(str(key), value, f"'grid' of {where}")
     return {str(key): values for key, values in grid.items()}
 
 
@@ -240,7 +380,10 @@ def _grid(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key stands once and 027 is the number 27, as everywhere in nnU-Net (YAML: octal)."""
+    """Safe YAML in which a key stands once, 027 is the number 27, as everywhere in nnU-Net (YAML 1.1: octal).
+
+    1e-3 is a number too, as in YAML 1.2 (YAML 1.1: a text), and a date is a text.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen = set()
@@ -256,6 +399,10 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
+_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
+)
 
 
 def _load(path: Path) -> Any:
