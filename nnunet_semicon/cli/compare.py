@@ -6,13 +6,15 @@ from dataclasses import replace
 
 from nnunet_semicon.errors import UserError, nearest
 from nnunet_semicon.evaluation.comparison import Comparison, Method
-from nnunet_semicon.evaluation.runs import read_methods
+from nnunet_semicon.evaluation.runs import Source, find, methods_of
 from nnunet_semicon.tables import render
 
+SWEEP_FILES = (".yaml", ".yml")
 NOTES = """example:
   R=$nnUNet_results/Dataset027_ACDC
   semicon evaluate $R/nnUNetTrainerSPCon__nnUNetPlans__2d_s0               # first, for every run
   semicon compare $R/nnUNetTrainerSupervisedControl__nnUNetPlans__2d_s* $R/nnUNetTrainerSPCon__nnUNetPlans__2d_s*
+  semicon compare sweep.yaml                                               # what `semicon sweep` has measured
 
 Runs whose names differ only in a trailing _s<seed> are one method. The first method is the baseline."""
 
@@ -24,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="model folder (all its folds), fold folder, prediction folder, or file that `semicon evaluate` wrote",
+        help="model folder (all its folds), fold folder, prediction folder, file that `semicon evaluate` wrote, or sweep "
+        "file that measures",
     )
     parser.add_argument("--baseline", metavar="METHOD", help="compare with this one (default: the first)")
     which = parser.add_mutually_exclusive_group()
@@ -47,7 +50,16 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_semicon.evaluation.compare import DEFAULT_METRICS, compare
     from nnunet_semicon.evaluation.comparison_files import write_comparison
 
-    methods, left_out = read_methods(args.runs)
+    sources: list[Source] = []
+    left_out: list[str] = []
+    for argument in args.runs:
+        if argument.endswith(SWEEP_FILES):
+            measured, notes = _measured(argument)
+            sources, left_out = sources + measured, left_out + notes
+        else:
+            sources += find(argument)
+    methods, damaged = methods_of(sources)
+    left_out += damaged
     if args.baseline is not None:
         methods = _with_first(methods, args.baseline)
     comparison = compare(methods, args.metrics or DEFAULT_METRICS[args.convention])
@@ -59,6 +71,16 @@ def run(args: argparse.Namespace) -> int:
     for path in written:
         print(f"written: {path}")
     return 0
+
+
+def _measured(file: str) -> tuple[list[Source], list[str]]:
+    """Return what a sweep has measured, its stages as methods, and notes on what is left out."""
+    from nnunet_semicon.experiments.file import read_sweep
+    from nnunet_semicon.experiments.results import results_of
+
+    sweep = read_sweep(file)
+    results, notes = results_of(sweep)
+    return [Source(result.file, sweep.results / result.run, result.fold) for result in results], notes
 
 
 def _with_first(methods: Sequence[Method], name: str) -> list[Method]:

@@ -54,7 +54,18 @@ def read_methods(arguments: Sequence[str]) -> tuple[list[Method], list[str]]:
     Raises:
         UserError: There is nothing usable where an argument points to, or a case occurs twice in a run.
     """
-    sources = [source for argument in arguments for source in find(argument)]
+    return methods_of([source for argument in arguments for source in find(argument)])
+
+
+def methods_of(sources: Sequence[Source]) -> tuple[list[Method], list[str]]:
+    """Return the methods in the order given, and notes on what was left out; see :func:`read_methods`.
+
+    Args:
+        sources: files with the run and the fold of each.
+
+    Raises:
+        UserError: as for :func:`read_methods`.
+    """
     runs: dict[Path, dict[str, Any]] = {}  # run -> fold -> content
     for source in sources:
         if source.fold in runs.setdefault(source.run, {}):

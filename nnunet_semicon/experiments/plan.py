@@ -14,6 +14,7 @@ from nnunet_semicon.configuration.resolved import changes, changes_in_words
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.file import Sweep
 from nnunet_semicon.experiments.locks import is_locked
+from nnunet_semicon.experiments.results import result_file
 from nnunet_semicon.experiments.trainings import Training
 from nnunet_semicon.experiments.weights import fingerprint, has_network, is_whole, read_checkpoint
 from nnunet_semicon.files import read_object_or_none, write_json
@@ -120,7 +121,7 @@ class Plan:
 
     def result_file(self, training: Training, network: str) -> Path:
         """Return the file with what was measured of one network of a training."""
-        return result_file(self.sweep, training, network)
+        return result_file(self.sweep, training.name, network)
 
     def networks(self, training: Training) -> tuple[str, ...]:
         """Return the networks of a training that are wanted; a pre-training has one, whose curves are kept."""
@@ -222,11 +223,6 @@ class Plan:
             ) from None
         now = _values(self.plans, training.configuration)
         return changes_in_words(changes(then, now))
-
-
-def result_file(sweep: Sweep, training: Training, network: str) -> Path:
-    """Return the file with what was measured of one network of a training."""
-    return sweep.results / f"{training.name}__{network}.json"
 
 
 def _values(plans: Mapping[str, Any], configuration: str) -> dict[str, Any]:
