@@ -91,7 +91,6 @@ TABLE = {
         libraries={"batchgenerators", "batchgeneratorsv2", "matplotlib", "nnunetv2", "numpy", "torch"},
     ),
     "trainers": Rule(ours={"training", "methods"}),
-    "processor": Rule(),
     "experiments": Rule(
         ours={"commands", "configuration", "data", "files", "pictures", "processor", "training.checkpoint"},
         libraries={"nnunetv2", "numpy", "submitit", "torch", "tqdm", "yaml"},

@@ -12,23 +12,28 @@ import sys
 import textwrap
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from nnunet_semicon.checks.findings import survived
+from nnunet_semicon.checks.sweep import prepare as prepared_plan
 from nnunet_semicon.checks.weights import check_weights
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.experiments.cluster import Cluster, make_executor
-from nnunet_semicon.experiments.file import read_sweep
+from nnunet_semicon.experiments.file import Measure, PlanStep, read_sweep
 from nnunet_semicon.experiments.local import State, run_all
 from nnunet_semicon.experiments.plan import FINAL, LATEST, LOG, SUMMARY, Plan, Standing
+from nnunet_semicon.experiments.records import epoch_seconds
+from nnunet_semicon.experiments.run import shared, usable_cores
 from nnunet_semicon.experiments.trainings import make_trainings
 from nnunet_semicon.experiments.weights import fingerprint
 from tests.harness import configure, make_trainer, prepare
-from tests.tiny import DATASET, PLANS, Tiny, command, read_json, write_json
+from tests.tiny import DATASET, PLANS, Tiny, command, read_json, write_json, write_raw
 
 TEACHER, CONTROL = "nnUNetTrainerMeanTeacher", "nnUNetTrainerSupervisedControl"
 
@@ -78,6 +83,25 @@ def test_what_the_file_says(tmp_path):
     assert (a.folds, a.seeds) == ((2, "all"), (3,))
     assert (b.folds, b.seeds, b.start, b.weights) == ((1,), (None,), None, tmp_path / "w" / "x.pth")
     assert (c.start, c.weights) == ("a", None)
+    assert (sweep.plan, sweep.precision, sweep.results) == (None, None, tmp_path / "sweep_results")
+    assert {stage.measure for stage in (a, b, c)} == {None}
+
+
+def test_numbers_of_yaml_1_2_are_numbers_and_dates_are_texts(tmp_path):
+    text = stages(a="set: {x: 1e-1, y: -2E3, z: 2020-01-01, w: 0.5}")
+    assert read_sweep(write(tmp_path, text)).stages["a"].set == {"x": 0.1, "y": -2000.0, "z": "2020-01-01", "w": 0.5}
+
+
+def test_what_is_planned_and_measured(tmp_path):
+    head = "plan: {name: P, spacing: [5, 4, 4], widths: 0.5, arguments: {gpu_memory_target: 4}}\nresults: out\n"
+    measured = "measure: {networks: [student, teacher]}\n"
+    sweep = read_sweep(
+        write(tmp_path, head + measured + stages(a="", b="measure: null", c="measure: {networks: second}"))
+    )
+    assert (sweep.plans, sweep.results) == ("P", tmp_path / "out")
+    assert sweep.plan == PlanStep("P", "ExperimentPlanner", {"gpu_memory_target": 4}, (5.0, 4.0, 4.0), 0.5, ("2d",))
+    a, b, c = sweep.stages.values()
+    assert (a.measure, b.measure, c.measure) == (Measure(("student", "teacher")), None, Measure(("second",)))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +134,18 @@ def test_what_the_file_says(tmp_path):
         (stages(a="from: a"), "the stages a of"),
         (stages(a="", b="from: a, weights: x.pth"), "has both 'from' and 'weights'"),
         ("device: gpu\n" + stages(a=""), "'device' in"),
+        ("precision: half\n" + stages(a=""), "expected one of float32, bfloat16, fastest"),
+        (stages(a="set: {temperature: .nan}"), "expected a finite number"),
+        (stages(a="measure: {networks: [techer]}"), "has 'techer', expected some of student, teacher, second"),
+        (stages(a="measure: {cases: test}"), "expected one of validation"),
+        (stages(a="measure: student"), "'measure' in stage 'a'"),
+        ("plan: {widths: 0.5}\n" + stages(a=""), "has no 'name'"),
+        ("plan: {name: nnUNetPlans}\n" + stages(a=""), "are nnU-Net's own"),
+        ("plan: {name: P, width: 0.5}\n" + stages(a=""), "did you mean 'widths'?"),
+        ("plan: {name: P, widths: [8, x]}\n" + stages(a=""), "'widths' in 'plan' of"),
+        ("plan: {name: P, spacing: 4}\n" + stages(a=""), "expected three numbers in mm"),
+        ("plan: {name: P, arguments: {c: 2d}}\n" + stages(a=""), "unknown key 'c' in 'arguments'"),
+        ("plan: {name: P}\nplans: Q\n" + stages(a=""), "its plan step writes 'P'"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path, text, message):
@@ -343,9 +379,75 @@ def test_a_training_that_another_process_trains_is_left_alone(tmp_path):
     assert "another process trains it" in outcomes[PRE].why
     assert [outcome.state for outcome in outcomes.values()] == [State.NOT_RUN, State.NOT_RUN, State.TRAINED]
     listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    (training,) = [int(line.split()[0]) for line in listed.splitlines() if str(plan.folder(training)) in line]
-    os.kill(training, signal.SIGKILL)
+    (pid,) = [int(line.split()[0]) for line in listed.splitlines() if str(plan.folder(training)) in line]
+    os.kill(pid, signal.SIGKILL)
     wait_for(lambda: not plan.is_running(training))
+
+
+def test_several_trainings_side_by_side_share_the_threads(tmp_path):
+    """Each of the two ends only when the other one has begun; the one that starts from one of them comes last."""
+    meets = """
+import os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder.parent.parent / f"{sys.argv[2]}.threads").write_text(os.environ["OMP_NUM_THREADS"])
+while len(list(folder.parent.parent.glob("*.threads"))) < 2:
+    time.sleep(0.05)
+"""
+    plan = scripted(tmp_path, CHAIN, pre=meets + SAVE, alone=meets + SAVE)
+    outcomes = run_all(plan, lambda line: None, jobs=2)
+    assert {outcome.state for outcome in outcomes.values()} == {State.TRAINED}
+    assert list(outcomes) == list(plan.trainings)
+    assert {file.read_text() for file in plan.results.glob("*.threads")} == {str(max(1, usable_cores() // 2))}
+
+
+@pytest.mark.parametrize(
+    ("given", "jobs", "threads", "loaders"),
+    [
+        ({}, 1, None, None),
+        ({}, 2, "4", "4"),
+        ({}, 16, "1", "1"),
+        ({"OMP_NUM_THREADS": "2", "nnUNet_n_proc_DA": "0"}, 2, "2", "0"),
+        ({"OMP_NUM_THREADS": "8", "nnUNet_n_proc_DA": "12"}, 4, "2", "2"),
+    ],
+)
+def test_the_share_of_a_training(given, jobs, threads, loaders):
+    variables = shared(given, jobs, 8)
+    assert (variables.get("OMP_NUM_THREADS"), variables.get("nnUNet_n_proc_DA")) == (threads, loaders)
+
+
+def test_an_interrupt_ends_all_that_runs(tmp_path):
+    waits = "import sys, time; print('up', flush=True); time.sleep(99)"
+    plan = scripted(tmp_path, CHAIN, pre=waits, alone=waits)
+
+    def both_are_up(running):
+        logs = [plan.folder(training) / LOG for training in running]
+        if len(logs) == 2 and all(log.is_file() and log.read_text() == "up\n" for log in logs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(plan, lambda line: None, jobs=2, watch=both_are_up)
+    assert not any(plan.is_running(training) for training in plan.trainings.values())
+    assert plan.record(plan.trainings[ALONE]).minutes > 0
+
+
+def test_what_is_noted_of_a_training(tmp_path):
+    plan = scripted(tmp_path, CHAIN, alone="held = bytearray(200 * 2**20)\n" + SAVE)
+    run_all(plan, lambda line: None)
+    record = plan.record(plan.trainings[ALONE])
+    assert record.peak_memory_mib > 200
+    assert record.origin["versions"]["torch"]
+    assert record.origin["processor"]
+    path = plan.folder(plan.trainings[ALONE]) / "sweep.json"
+    write_json(path, {key: value for key, value in read_json(path).items() if key not in ("peak_memory_mib", "origin")})
+    assert plan.record(plan.trainings[ALONE]).peak_memory_mib is None, "a note of version 0.1"
+
+
+def test_the_duration_of_epochs_over_several_logs(tmp_path):
+    for log, epochs in (("2026_9_1", ((0, 1.5), (1, 2.5))), ("2026_11_1", ((1, 3.5), (2, 4.5)))):
+        lines = [f"x: Epoch {epoch} \nx: train_loss 1 \nx: Epoch time: {seconds} s \n" for epoch, seconds in epochs]
+        (tmp_path / f"training_log_{log}.txt").write_text("".join([*lines, f"x: Epoch {epochs[-1][0] + 1} \n"]))
+    assert epoch_seconds(tmp_path) == [1.5, 3.5, 4.5]
 
 
 def wait_for(what, process=None, seconds=120) -> None:
@@ -643,8 +745,6 @@ def test_files_that_hold_no_weights(training, tmp_path):
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a", "b")
     assert "cannot be read" in found(file)[0][1]
-    import torch
-
     torch.save({"state_dict": {}}, file)
     assert "has no 'network_weights'" in found(file)[0][1]
     torch.save({"network_weights": {"a": torch.zeros(2)}}, file)
@@ -855,3 +955,203 @@ def test_an_interrupted_sweep_goes_on(tiny, tmp_path):
     assert f"  $ nnUNetv2_train 901 taught_s0 0 -tr {TEACHER} -p {PLANS} -device cpu --c\n" in printed
     assert (fold_of(here, TUNED_AFTER) / SUMMARY).is_file()
     assert json.loads((fold / "sweep.json").read_text())["minutes"] > minutes
+
+
+# --- measured ----------------------------------------------------------------------------------------------------
+
+
+def result(swept: Swept, name: str) -> Path:
+    return swept.file.parent / "sweep_results" / f"{name}.json"
+
+
+def test_a_finished_sweep_is_measured_later(again, capsys):
+    """Only what is missing is measured: no training runs again, and a network that a method lacks is left out."""
+    text = REAL.replace("configuration: 2d_short}", "configuration: 2d_short, measure: {networks: [teacher, second]}}")
+    write(again.file.parent, text)
+    before = (fold_of(again, TAUGHT) / FINAL).stat().st_mtime_ns
+    printed = again.tiny.run("semicon", "sweep", again.file).stdout
+    assert "$ nnUNetv2_train" not in printed
+    assert "[1/2] taught_s0_fold0: has no second, which is left out\n[1/2] taught_s0_fold0: measured" in printed
+    assert "[2/2] tuned_s0_fold0: finished before" in printed
+    assert (fold_of(again, TAUGHT) / FINAL).stat().st_mtime_ns == before
+    (file,) = result(again, "").parent.iterdir()
+    assert file == result(again, "taught_s0_fold0__teacher")
+    content = read_json(file)
+    told = {key: content[key] for key in ("stage", "trainer", "network", "fold", "seed", "iterations", "start")}
+    assert told == {
+        "stage": "taught",
+        "trainer": TEACHER,
+        "network": "teacher",
+        "fold": 0,
+        "seed": 0,
+        "iterations": content["semicon_config"]["settings"]["num_iterations_per_epoch"]["value"],
+        "start": None,
+    }
+    split = read_json(again.tiny.preprocessed_dataset / "splits_final.json")[0]
+    assert content["cases"]["validation"] == len(split["val"])
+    assert [entry["case"] for entry in content["metric_per_case"]] == sorted(split["val"])
+    assert content["peak_memory_mib"] > 100
+    assert 0 < content["seconds_per_iteration"] <= content["mean_epoch_seconds"]
+    assert content["threads"] == 1
+
+    written = file.read_bytes()
+    printed = again.tiny.run("semicon", "sweep", again.file).stdout
+    assert "[1/2] taught_s0_fold0: finished before" in printed
+    assert file.read_bytes() == written
+    write_json(file, content | {"checkpoint": "of an earlier training"})
+    plan, _ = prepared_plan(read_sweep(again.file), write=False)
+    assert plan.unmeasured(plan.trainings["taught_s0_fold0"]) == ["teacher"]
+
+
+def fake_results(folder: Path, text: str, *names: str) -> Path:
+    """A sweep file beside results of these trainings and networks."""
+    case = {"case": "a", "reference_file": "a", "prediction_file": "a"}
+    for number, name in enumerate(names):
+        metrics = {"1": {"DSC": 0.5 + number / 100, "HD95_mm": 1.0, "ASSD_mm": 1.0}}
+        content = {"metric_per_case": [case | {"metrics": metrics, "diagonal": {"mm": 9.0, "voxel": 9.0}}]}
+        (folder / "sweep_results").mkdir(exist_ok=True)
+        write_json(folder / "sweep_results" / f"{name}.json", content | {"semicon": {"class_names": {"1": "x"}}})
+    return write(folder, text)
+
+
+MEASURED = "measure: {networks: [student, teacher]}\n" + stages(control="", taught="")
+
+
+def test_compare_reads_a_sweep(tmp_path, capsys):
+    names = [f"{stage}_s{seed}_fold0__student" for stage in ("control", "taught") for seed in (0, 1)]
+    file = fake_results(tmp_path, MEASURED, *names, "taught_s0_fold0__teacher")
+    assert main(["compare", str(file), "--metrics", "DSC"]) == 0
+    printed = capsys.readouterr().out
+    assert "control" in printed
+    assert "taught student" in printed
+    assert "taught teacher" in printed
+    assert f"taught__teacher_s1 is left out, because fold 0 is not measured: `semicon sweep {file}` goes on" in printed
+
+
+def test_compare_says_that_nothing_is_measured(tmp_path, capsys):
+    assert main(["compare", str(write(tmp_path, MEASURED))]) == 1
+    assert "holds nothing to compare: run `semicon sweep " in capsys.readouterr().err
+    assert main(["compare", str(write(tmp_path, stages(a="")))]) == 1
+    assert "measures nothing: add e.g. `measure: {networks: [student]}`" in capsys.readouterr().err
+
+
+# --- planned -----------------------------------------------------------------------------------------------------
+
+PLANNED = """
+    dataset: 901
+    device: cpu
+    plan: {name: nnUNetPlansBench, spacing: [8, 2, 2], widths: 0.25}
+    folds: [0]
+    seeds: [0]
+    set: {num_epochs: 1, num_iterations_per_epoch: 1, num_val_iterations_per_epoch: 1, batch_size: 2}
+    stages:
+      control: {trainer: nnUNetTrainerSupervisedControl, configuration: 2d}
+    """
+
+
+def test_a_sweep_begins_at_raw_data(tmp_path):
+    tiny = Tiny(tmp_path)
+    for folder in (tiny.preprocessed, tiny.results):
+        folder.mkdir(parents=True)
+    write_raw(tiny.raw)
+    file = write(tmp_path, PLANNED)
+    printed = tiny.run("semicon", "sweep", file, "--dry-run").stdout
+    names = [line.split()[1] for line in printed.splitlines() if line.startswith("$ ")]
+    assert names[:3] == ["nnUNetv2_extract_fingerprint", "nnUNetv2_plan_experiment", "nnUNetv2_preprocess"]
+    assert names[3:] == ["semicon"]
+    assert not tiny.preprocessed_dataset.exists()
+
+    text = PLANNED.replace("0.25", "[8, 8]")
+    done = tiny.run("semicon", "sweep", write(tmp_path, text), check=False)
+    assert "'widths' has 2 numbers, but configuration '2d' has " in done.stderr
+    assert not list(tiny.preprocessed_dataset.glob("nnUNetPlans*")), "half a plan"
+    printed = tiny.run("semicon", "sweep", write(tmp_path, PLANNED), nnUNet_def_n_proc="1").stdout
+    assert "[1/1] control_s0_fold0: trained" in printed
+    plans = read_json(tiny.preprocessed_dataset / "nnUNetPlansBench.json")
+    planned = plans["configurations"]["2d"]
+    assert planned["spacing"] == [2.0, 2.0]
+    assert set(planned["architecture"]["arch_kwargs"]["features_per_stage"]) <= {8, 16, 32, 64, 128}
+    assert planned["architecture"]["arch_kwargs"]["features_per_stage"][0] == 8
+    assert len(list((tiny.preprocessed_dataset / "nnUNetPlansBench_2d").glob("*.pkl"))) == 6
+    assert not (tiny.preprocessed_dataset / "nnUNetPlans.json").exists()
+
+    printed = tiny.run("semicon", "sweep", file, "--dry-run").stdout
+    assert printed.startswith("# 1 control_s0_fold0, finished: ")
+    done = tiny.run("semicon", "sweep", write(tmp_path, PLANNED.replace("0.25", "0.5")), check=False)
+    assert "was made with other values (widths: 0.25 -> 0.5): choose another 'name' in 'plan' of" in done.stderr
+    (tiny.preprocessed_dataset / "nnUNetPlansBench_2d" / "patient001_frame01.pkl").unlink()
+    printed = tiny.run("semicon", "sweep", write(tmp_path, PLANNED), "--dry-run").stdout
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith("$ ")][0] == "nnUNetv2_preprocess"
+
+
+# --- killed, and side by side ------------------------------------------------------------------------------------
+
+FOUR = f"""
+    dataset: 901
+    device: cpu
+    folds: [0]
+    seeds: [0, 1]
+    set: {{num_epochs: 4, save_every: 1}}
+    measure: {{networks: [student, teacher]}}
+    stages:
+      control: {{trainer: {CONTROL}, configuration: 2d_short}}
+      taught: {{trainer: {TEACHER}, configuration: 2d_short}}
+    """
+
+
+def kill_everything(process: subprocess.Popen, root: Path) -> None:
+    """Kill a sweep and all that it started (each command has a session of its own), as a crash of the machine would."""
+    process.kill()
+    process.wait()
+    listed = subprocess.run(["ps", "-A", "-ww", "e", "-o", "pid=,args="], capture_output=True, text=True, check=True)
+    for line in listed.stdout.splitlines():
+        if f"nnUNet_raw={root}" in line and int(line.split()[0]) != os.getpid():
+            with suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_twice_ends_with_all_results(tiny, tmp_path):
+    copy = prepare(tiny.fresh(tmp_path))
+    file = write(copy.root, FOUR)
+    results = copy.root / "sweep_results"
+
+    def killed_when(what) -> None:
+        process = subprocess.Popen([command("semicon"), "sweep", str(file)], env=copy.env, stdout=subprocess.DEVNULL)
+        wait_for(what, process, seconds=300)
+        kill_everything(process, copy.raw)
+
+    model = copy.results / DATASET / f"{TEACHER}__{PLANS}__taught_s0"
+    killed_when(lambda: (model / "fold_0" / LATEST).is_file())  # while it trains
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in results.iterdir()}
+    assert [path.name for path in before] == ["control_s0_fold0__student.json"]
+    log = model / "fold_0" / LOG
+    killed_when(lambda: log.is_file() and b"$ nnUNetv2_predict" in log.read_bytes())  # while it measures
+    assert not (results / "taught_s0_fold0__student.json").exists()
+
+    printed = copy.run("semicon", "sweep", file, "--jobs", "2").stdout
+    assert "[1/4] control_s0_fold0: finished before" in printed
+    assert "[2/4] taught_s0_fold0: measured" in printed
+    assert {path.name for path in results.iterdir()} == {
+        *(f"control_s{seed}_fold0__student.json" for seed in (0, 1)),
+        *(f"taught_s{seed}_fold0__{network}.json" for seed in (0, 1) for network in ("student", "teacher")),
+    }
+    for path, (time_written, content) in before.items():
+        assert (path.stat().st_mtime_ns, path.read_bytes()) == (time_written, content)
+    assert "taught teacher" in copy.run("semicon", "compare", file).stdout
+
+
+@pytest.mark.slow
+def test_two_jobs_train_the_same_weights_as_one(tiny, tmp_path):
+    weights = []
+    for jobs in ("1", "2"):
+        copy = prepare(tiny.fresh(tmp_path / jobs))
+        text = FOUR.replace("num_epochs: 4", "num_epochs: 1").replace(
+            "    measure: {networks: [student, teacher]}\n", ""
+        )
+        copy.run("semicon", "sweep", write(copy.root, text), "--jobs", jobs, nnUNet_def_n_proc="1")
+        files = sorted(copy.results.rglob(FINAL))
+        assert len(files) == 4
+        weights.append([torch.load(file, weights_only=False)["network_weights"] for file in files])
+    for one, two in zip(*weights, strict=True):
+        assert all(torch.equal(one[key], two[key]) for key in one)

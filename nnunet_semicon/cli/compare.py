@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="model folder (all its folds), fold folder, prediction folder, file that `semicon evaluate` wrote, or sweep "
-        "file that measures",
+        help="model folder (all its folds), fold folder, prediction folder, file that `semicon evaluate` wrote, or "
+        "sweep file",
     )
     parser.add_argument("--baseline", metavar="METHOD", help="compare with this one (default: the first)")
     which = parser.add_mutually_exclusive_group()
