@@ -1081,7 +1081,7 @@ def test_a_sweep_begins_at_raw_data(tmp_path):
     assert "was made with other values (widths: 0.25 -> 0.5): choose another 'name' in 'plan' of" in done.stderr
     (tiny.preprocessed_dataset / "nnUNetPlansBench_2d" / "patient001_frame01.pkl").unlink()
     printed = tiny.run("semicon", "sweep", write(tmp_path, PLANNED), "--dry-run").stdout
-    assert [line.split()[1] for line in printed.splitlines() if line.startswith("$ ")][0] == "nnUNetv2_preprocess"
+    assert printed.startswith("$ nnUNetv2_preprocess ")
 
 
 # --- killed, and side by side ------------------------------------------------------------------------------------
