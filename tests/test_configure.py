@@ -3,15 +3,13 @@
 import json
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from nnunet_semicon.catalogue import list_settings
 from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings
 from nnunet_semicon.cli.main import main
-from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.config import Settings, is_list, keys_of, setting
 from nnunet_semicon.configuration.plans import (
     add_configuration,
     check_name,
@@ -255,13 +253,12 @@ def test_values_of_lists(word, value):
 
 
 def test_which_settings_are_lists():
-    @dataclass(frozen=True)
-    class Config:
-        places: tuple[str, ...] = setting(("a", "b"), "places")
-        lambda_: tuple[float, ...] = setting((), "weights")
+    class Config(Settings):
+        places: list[str] = setting(["a", "b"], "places")
+        lambda_: list[float] = setting([], "weights")
         number: int = setting(1, "number")
 
-    assert list_settings([Config]) == {"places", "lambda"}
+    assert {key for key, field in keys_of(Config).items() if is_list(field)} == {"places", "lambda"}
 
 
 @pytest.mark.parametrize(
@@ -512,11 +509,36 @@ def test_other_values_need_force_and_are_named(place, capsys):
 
 
 def test_a_key_that_the_trainer_does_not_use_is_said(place, capsys):
-    assert configure("-c", "2d", "--name", "mine", "--set", "teacher_noise=0.2", "num_epochs=2") == 0
+    words = ("-c", "2d", "--name", "mine", "--force", "--set", "num_epochs=2")
+    assert configure(*words, "teacher_noise=0.2", "-tr", "nnUNetTrainerSPCon") == 0
     note = "note: nnUNetTrainerSPCon has no 'teacher_noise', which is for nnUNetTrainerMeanTeacher"
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("note")] == [note]
-    assert configure("-c", "2d", "--name", "b", "--set", "teacher_noise=0.2", "-tr", "nnUNetTrainerMeanTeacher") == 0
+    assert configure(*words, "teacher_noise=0.2", "-tr", "nnUNetTrainerMeanTeacher") == 0
     assert "note" not in capsys.readouterr().out
+
+
+def test_without_a_trainer_the_command_names_those_that_use_a_key(place, capsys):
+    words = ("-c", "2d", "--name", "mine", "--force", "--set", "num_epochs=2")
+    assert configure(*words, "teacher_noise=0.2") == 0
+    assert "note: 'teacher_noise' is used by nnUNetTrainerMeanTeacher\n" in capsys.readouterr().out
+
+
+def test_a_value_is_checked_for_the_trainer_that_runs(place, capsys, monkeypatch):
+    """Two methods may have one key with different types: it is legal where one of them allows the value."""
+
+    class Other(Settings):
+        teacher_noise: int = setting(1, "steps of the noise", low=1)
+
+    monkeypatch.setattr(trainers.nnUNetTrainerPLGCL.method_class, "Config", Other)
+    words = ("-c", "2d", "--name", "mine", "--force", "--set")
+    assert configure(*words, "teacher_noise=0.5") == 0
+    assert "'teacher_noise' is used by nnUNetTrainerMeanTeacher\n" in capsys.readouterr().out
+    assert configure(*words, "teacher_noise=3") == 0
+    assert "'teacher_noise' is used by nnUNetTrainerMeanTeacher, nnUNetTrainerPLGCL\n" in capsys.readouterr().out
+    assert configure(*words, "teacher_noise=0.5", "-tr", "nnUNetTrainerPLGCL") == 1
+    assert "'teacher_noise' in --set is 0.5, expected a whole number" in capsys.readouterr().err
+    assert configure(*words, "teacher_noise=-1", "-tr", "nnUNetTrainerSPCon") == 1
+    assert "'teacher_noise' in --set is -1, expected at least 0" in capsys.readouterr().err
 
 
 NEW = ["-c", "2d", "--name", "mine"]

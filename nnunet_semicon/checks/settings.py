@@ -19,7 +19,7 @@ def check_variants(
     place: Place,
     places: Places,
     trainer: type[SemiTrainer] | None = None,
-) -> None:
+) -> dict[str, list[str]]:
     """Check the settings of configurations that inherit from another one; those that they inherit too.
 
     Args:
@@ -30,6 +30,9 @@ def check_variants(
         place: plans and data.
         places: how messages name the places that the values come from.
         trainer: the one that is going to run, if it is known and one of ours.
+
+    Returns:
+        Key of a method, among those that are set -> trainers for which each of its values is legal.
 
     Raises:
         UserError: an unknown parent, an unknown key, a value that is not allowed or set in two ways.
@@ -44,6 +47,8 @@ def check_variants(
     objects = any(isinstance(value, Mapping) for block in (inherited, fixed, *varied) for value in block.values())
     columns = label_columns(place) if objects else {}
     check_settings(inherited, f"the '{BLOCK}' block that configuration '{parent}' has in {place.path}", columns)
-    check_settings(fixed, places.set, columns, trainer)
+    legal = check_settings(fixed, places.set, columns, trainer)
     for block in varied:
-        check_settings(block, places.grid, columns, trainer)
+        for key, names in check_settings(block, places.grid, columns, trainer).items():
+            legal[key] = [name for name in legal.get(key, names) if name in names]
+    return legal

@@ -8,7 +8,6 @@ from typing import Any
 from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings
 from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.configuration.plans import (
-    BATCH_SIZE,
     INHERITS,
     add_configuration,
     in_words,
@@ -140,7 +139,7 @@ def add(args: argparse.Namespace, place: Place) -> None:
     from nnunet_semicon.catalogue import find_trainer
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
-    values, grid = read_values(args, place, trainer if args.tr else None)
+    values, grid, legal = read_values(args, place, trainer if args.tr else None)
     seeds = None if args.seeds is None else parse_seeds(args.seeds)
     variants = variants_of(args.name, values, grid, seeds)
     plans = place.plans
@@ -159,13 +158,13 @@ def add(args: argparse.Namespace, place: Place) -> None:
     print(f"{args.p}.json of {place.dataset} {state} {names} (inheriting from {args.c}). Train with:")
     for name in variants:
         print(f"  {train_command(args, name)}")
-    print_notes(args, place, trainer, nested({**values, **dict.fromkeys(grid)}), changed, replaced)
+    print_notes(args, place, legal, changed, replaced)
 
 
 def read_values(
     args: argparse.Namespace, place: Place, trainer: Any = None
-) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """Return what ``--set`` and ``--grid`` say (dotted keys), checked; what the parent has is checked too.
+) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, list[str]]]:
+    """Return what ``--set`` and ``--grid`` say (dotted keys), checked, and key -> trainers for which it is legal.
 
     Raises:
         UserError: an unknown parent, an unknown key, or a value that is not allowed.
@@ -175,8 +174,8 @@ def read_values(
 
     lists = list_keys()
     values, grid = parse_settings(args.set, lists), parse_grid(args.grid, lists)
-    check_variants(args.c, values, grid, args.seeds is not None, place, COMMAND_LINE, trainer)
-    return values, grid
+    legal = check_variants(args.c, values, grid, args.seeds is not None, place, COMMAND_LINE, trainer)
+    return values, grid, legal
 
 
 def train_command(args: argparse.Namespace, name: str) -> str:
@@ -192,18 +191,16 @@ def train_command(args: argparse.Namespace, name: str) -> str:
 def print_notes(
     args: argparse.Namespace,
     place: Place,
-    trainer: Any,
-    settings: Mapping[str, Any],
+    legal: Mapping[str, Sequence[str]],
     changed: Sequence[str],
     replaced: Sequence[str],
 ) -> None:
-    """Say what is easily overlooked: keys the trainer does not use, copies in children, results of earlier values."""
-    from nnunet_semicon.catalogue import keys_of_trainer, users_of
-
-    used = {BATCH_SIZE, *keys_of_trainer(trainer)}
-    for key in settings:
-        if key not in used:
-            print(f"note: {trainer.__name__} has no '{key}', which is for {', '.join(users_of(key))}")
+    """Say what is easily overlooked: who uses a key, copies in children, results of earlier values."""
+    for key, names in legal.items():
+        if args.tr is None:
+            print(f"note: '{key}' is used by {', '.join(names)}")
+        elif args.tr not in names:
+            print(f"note: {args.tr} has no '{key}', which is for {', '.join(names)}")
     existing = place.configurations
     children = [name for name in existing if existing[name].get(INHERITS) in replaced and name not in replaced]
     if children:
@@ -252,7 +249,7 @@ def show(args: argparse.Namespace, place: Place) -> None:
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
     device = args.device or DEFAULT_DEVICE
-    values, _ = read_values(args, place, trainer)
+    values, _, _ = read_values(args, place, trainer)
     refuse_cascade(place.configurations, args.c)
     plans, name, title = place.plans, args.c, args.c
     if values or args.name is not None:
