@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_semicon import trainers
 from nnunet_semicon.cli.key_values import parse_grid, parse_seeds, parse_settings
 from nnunet_semicon.cli.main import main
 from nnunet_semicon.configuration.config import Settings, is_list, keys_of, setting
@@ -367,11 +368,11 @@ def test_names_of_cells_survive_nnunets_parsing():
         assert parse(folder) == ("Dataset027_ACDC", "nnUNetTrainerSPCon", "nnUNetPlans", name)
 
 
-def test_too_many_cells_and_equal_names_are_refused():
+def test_too_many_configurations_and_equal_names_are_refused():
     variants_of("n", {}, {"a": list(range(MOST_CONFIGURATIONS))}, None)
     with pytest.raises(UserError, match=f"would give {MOST_CONFIGURATIONS * 2} configurations, expected at most"):
         variants_of("n", {}, {"a": list(range(MOST_CONFIGURATIONS))}, [0, 1])
-    with pytest.raises(UserError, match="two cells of the grid would be named 'n_a1-2'"):
+    with pytest.raises(UserError, match="two configurations of the grid would be named 'n_a1-2'"):
         variants_of("n", {}, {"a": [[1, 2], "1-2"]}, None)
 
 
