@@ -94,6 +94,7 @@ def _rank(
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
     from tests.harness import gradients_of, make_trainer, no_supervision, state_of
+    from tests.harness import validate as run_validation
 
     trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
     trainer = make_trainer(name, configuration)
@@ -114,5 +115,5 @@ def _rank(
     content = {"start": start, "state": state_of(trainer), "cases": cases, "scalars": scalars, "gradients": gradients}
     torch.save(content, Path(folder) / f"{rank}.pt")
     if validate:
-        trainer.perform_actual_validation()
+        run_validation(trainer)
     dist.destroy_process_group()
