@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunet_semicon.catalogue import check_settings, find_trainer
 from nnunet_semicon.checks.findings import survived
 from nnunet_semicon.checks.sweep import prepare as prepared_plan
 from nnunet_semicon.checks.weights import check_weights
@@ -31,10 +32,13 @@ from nnunet_semicon.experiments.plan import FINAL, LATEST, LOG, SUMMARY, Plan, S
 from nnunet_semicon.experiments.records import epoch_seconds
 from nnunet_semicon.experiments.run import shared, usable_cores
 from nnunet_semicon.experiments.trainings import make_trainings
+from nnunet_semicon.experiments.variants import nested
 from nnunet_semicon.experiments.weights import fingerprint
+from nnunet_semicon.processor import has_bfloat16
 from tests.harness import configure, make_trainer, prepare
 from tests.tiny import DATASET, PLANS, Tiny, command, read_json, write_json, write_raw
 
+DOCS = Path(__file__).parent.parent / "docs" / "sweeps"
 TEACHER, CONTROL = "nnUNetTrainerMeanTeacher", "nnUNetTrainerSupervisedControl"
 
 
@@ -150,6 +154,16 @@ def test_what_is_planned_and_measured(tmp_path):
 )
 def test_a_wrong_file_is_one_sentence(tmp_path, text, message):
     assert message in refusal(read_sweep, write(tmp_path, text))
+
+
+@pytest.mark.parametrize("file", sorted(DOCS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_sweeps_of_the_documentation(file):
+    """Every trainer exists, every key and value is legal for it (entries of lambda depend on the data)."""
+    sweep = read_sweep(file)
+    assert make_trainings(sweep)
+    for stage in sweep.stages.values():
+        block = {key: value for key, value in nested(stage.set).items() if key != "lambda"}
+        check_settings(block, stage.name, {}, find_trainer(stage.trainer))
 
 
 def test_a_missing_file(tmp_path):
@@ -610,6 +624,20 @@ def test_values_are_those_of_configure(training, results, capsys, tmp_path):
     sweep(capsys, write(tmp_path, text), "--dry-run")  # would refuse other values
 
 
+def test_the_precision_of_a_sweep(training, results, tmp_path):
+    text = stages(a="", b="set: {precision: float32}") + "  c: {trainer: nnUNetTrainer, configuration: 2d}\n"
+    fastest = "bfloat16" if has_bfloat16() else None
+    for head, of_a in (("precision: bfloat16", "bfloat16"), ("device: cpu\nprecision: fastest", fastest)):
+        plan, _ = prepared_plan(read_sweep(write(tmp_path, f"{head}\n{text}")), write=False)
+        of_stages = [plan.trainings[f"{stage}_s0_fold0"].settings.get("precision") for stage in "abc"]
+        assert of_stages == [of_a, "float32", None]
+
+
+def test_fold_all_has_nothing_to_measure(training, results, capsys, tmp_path):
+    text = stages(a="folds: all, measure: {networks: [student]}")
+    assert "fold all has no validation cases to measure" in sweep(capsys, write(tmp_path, text), "--dry-run", code=1)
+
+
 def test_a_dry_run_writes_nothing(training, results, capsys, tmp_path):
     before = training.plans_file.read_bytes()
     out = sweep(capsys, write(tmp_path, stages(a="", b="from: a")), "--dry-run").splitlines()
@@ -968,6 +996,8 @@ def test_a_finished_sweep_is_measured_later(again, capsys):
     """Only what is missing is measured: no training runs again, and a network that a method lacks is left out."""
     text = REAL.replace("configuration: 2d_short}", "configuration: 2d_short, measure: {networks: [teacher, second]}}")
     write(again.file.parent, text)
+    listed = sweep(capsys, again.file, "--dry-run").splitlines()
+    assert listed[0].startswith("# 1 taught_s0_fold0, finished, teacher to be measured: ")
     before = (fold_of(again, TAUGHT) / FINAL).stat().st_mtime_ns
     printed = again.tiny.run("semicon", "sweep", again.file).stdout
     assert "$ nnUNetv2_train" not in printed

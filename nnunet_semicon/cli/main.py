@@ -22,7 +22,7 @@ COMMANDS = {
     "meta": ("data", "print and write the meta table: patient, phase, any column of yours; --figure draws examples"),
     "configure": ("train", "add a configuration with other hyper-parameters to the plans file"),
     "trainers": ("train", "list the trainers: what each of them does, needs and costs"),
-    "sweep": ("train", "train many cells of one file, stages that start from each other, folds, seeds, grids; resumes"),
+    "sweep": ("train", "plan, train and measure from one file: stages that start from each other, folds, seeds, grids"),
     "evaluate": ("results", "Dice, HD95, ASD of predictions, in mm and in voxels; a missing class is never a silent 0"),
     "compare": ("results", "compare several runs on the same cases: paired differences, intervals, tests"),
     "export": ("results", "copy a trained model so that a machine without this package can predict with it"),

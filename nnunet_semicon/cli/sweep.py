@@ -204,12 +204,16 @@ def _report(plan: "Plan", outcomes: "Mapping[str, Outcome]") -> int:
 
 def dry_run(plan: "Plan", trainings: "list[Training]") -> None:
     """Print one line per training that works in any shell, after a comment that says what it does."""
+    from nnunet_semicon.experiments.plan import Standing
+
     numbers = {name: number for number, name in enumerate(plan.trainings, start=1)}
     for training in trainings:
         standing = plan.standing(training)
         after = f", after {numbers[training.parent]} {training.parent}" if training.parent is not None else ""
-        words = shlex.join(plan.words(training, standing))
-        print(f"# {numbers[training.name]} {training.name}, {standing.value}{after}: {words}")
+        state, words = standing.value, shlex.join(plan.words(training, standing))
+        if standing is Standing.FINISHED and (networks := plan.unmeasured(training)):
+            state = f"{state}, {' and '.join(networks)} to be measured"
+        print(f"# {numbers[training.name]} {training.name}, {state}{after}: {words}")
         variables = [f"{key}={value}" for key, value in _variables().items()]
         print(shlex.join(["env", *variables, *_own_words(plan, training)]))
 
