@@ -567,7 +567,7 @@ NEW = ["-c", "2d", "--name", "mine"]
         ([*NEW, "--seeds", "a"], "expected whole numbers such as 0,1,2"),
         ([*NEW, "--seeds", "0", "--set", "seed=1"], "'seed' is in --set and in --seeds"),
         ([*NEW, "--grid", "gama_start=1,2"], "'gama_start' in --grid; did you mean 'gamma_start'"),
-        ([*NEW, "--grid", "temperature=0.1,0"], "'temperature' in --grid is 0.0, expected at least 0.005"),
+        ([*NEW, "--grid", "temperature=0.1,0"], "'temperature' in --grid is 0, expected at least 0.005"),
         ([*NEW, "--grid", "lambda.patients=0,1"], "unknown entry 'lambda.patients' in --grid"),
         ([*NEW, "--grid", "lambda.patient=0,-1"], "'lambda.patient' in --grid is -1, expected at least 0"),
         ([*NEW, "--grid", "seed=1,2", "--set", "seed=1"], "'seed' is in --grid and 'seed' in --set"),
