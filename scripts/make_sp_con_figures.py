@@ -9,9 +9,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from provenance import REPOSITORY
 
-from nnunet_semicon.configuration.rules import gamma_range
 from nnunet_semicon.losses.schedules import power_schedule
 from nnunet_semicon.losses.self_paced import self_paced_weights
+from nnunet_semicon.methods.meta_contrast import gamma_range
 from nnunet_semicon.training.schedule import warmup_cosine
 
 FOLDER = REPOSITORY / "docs" / "figures"

@@ -1,6 +1,7 @@
 """The trainer's plumbing: curves, schedules, checkpoints, kinds of labels."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(training, monkeypatch):
 
     def half(content, target):
         save(content, target)
-        if isinstance(target, str):
+        if isinstance(target, str | Path):
             with open(target, "r+b") as file:
                 file.truncate(1000)
             raise OSError("disk full")

@@ -9,7 +9,6 @@ import torch
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.cost import NetworkCost
-from nnunet_semicon.configuration.rules import scale_contrast
 from nnunet_semicon.data.batch import pixel_classes, resized_classes
 from nnunet_semicon.experiments.file import read_sweep
 from nnunet_semicon.losses.balanced_contrast import balanced_contrast, shuffled_blocks
@@ -18,6 +17,7 @@ from nnunet_semicon.losses.local_contrast import pixel_sets
 from nnunet_semicon.losses.pairs import anchors_first
 from nnunet_semicon.methods import scale_term
 from nnunet_semicon.methods.mcsc import MCSC
+from nnunet_semicon.methods.scale_term import scale_contrast
 from nnunet_semicon.networks.swin_unet import SwinUNet, plan_swin
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at, level_tap
 from nnunet_semicon.training import optimization

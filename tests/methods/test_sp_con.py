@@ -74,7 +74,7 @@ def test_queue_holds_teacher_embeddings_with_their_labels(training):
     step(trainer, batch)
     # what the *teacher* sees: its features of the weak view, through its own projector
     torch.testing.assert_close(queue.embeddings[1:2], contrast.teacher_heads(features)["position"])
-    assert queue.labels[1] == batch["meta"]["position"][n]
+    assert queue.labels[1] == batch["meta"]["position"][0]
     assert not queue.embeddings.requires_grad
 
 

@@ -9,12 +9,14 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.cost import NetworkCost, network_cost
-from nnunet_semicon.configuration.rules import pixel_contrast
+from nnunet_semicon.configuration.facts import Facts
+from nnunet_semicon.configuration.rules import plan_rows
 from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.experiments.file import read_sweep
 from nnunet_semicon.losses.local_contrast import local_contrast, pixel_sets
 from nnunet_semicon.losses.schedules import ema_decay
+from nnunet_semicon.methods.local_term import LocalConfig, derive, pixel_contrast
 from nnunet_semicon.methods.negatives import PATIENCE
 from nnunet_semicon.methods.supervised_local_pretrain import other_intensities
 from nnunet_semicon.networks.taps import FeatureTaps, decoder_tap
@@ -288,18 +290,20 @@ def test_cost_of_the_planned_network_is_what_torch_counts(training, parent):
 def test_exact_where_it_costs_no_more_than_the_network():
     network = NetworkCost(((64, 64), (32, 32)), flops=6 * 1000**2 * 128.0)
 
-    def chosen(images, level=0, **user):
-        rule = pixel_contrast(images, level, 128, network, user.get("sampling"), user.get("stride"))
+    def chosen(images: int, level: int = 0) -> tuple[str, int]:
+        rule = pixel_contrast(images, level, 128, network)
         return rule["sampling"].value, rule["stride"].value
 
     assert chosen(1) == ("stride", 3)  # 22 x 22 pixels, and 32 x 32 are more than 1000
     assert chosen(1, level=1) == ("stride", 2)
-    assert chosen(1, level=1, stride=1)[1] == 1
     assert chosen(4) == ("stride", 3)
-    assert pixel_contrast(1, 1, 100, network, None, None)["sampling"].value == "exact"
-    assert chosen(1, sampling="exact")[0] == "exact"
-    unknown = pixel_contrast(1, 0, 128, NetworkCost(((64, 64),), 0.0), None, None)
+    assert pixel_contrast(1, 1, 100, network)["sampling"].value == "exact"
+    unknown = pixel_contrast(1, 0, 128, NetworkCost(((64, 64),), 0.0))
     assert (unknown["sampling"].value, unknown["stride"].value) == ("stride", 4)
+    rows = plan_rows(1, 1, 0, None, False)
+    facts = Facts(None, (), {}, rows, network)
+    filled = derive(LocalConfig(sampling="exact", stride=1), facts, images=1)
+    assert (filled.config.sampling, filled.config.stride, filled.reasons) == ("exact", 1, {})
 
 
 def test_the_sweep_of_the_three_stages_names_trainers_and_keys_that_exist():
