@@ -29,6 +29,7 @@ from nnunet_semicon.experiments.cluster import Cluster, make_executor
 from nnunet_semicon.experiments.file import Measure, PlanStep, read_sweep
 from nnunet_semicon.experiments.local import State, run_all
 from nnunet_semicon.experiments.plan import FINAL, LATEST, LOG, SUMMARY, Plan, Standing
+from nnunet_semicon.experiments.planning import scaled
 from nnunet_semicon.experiments.records import epoch_seconds
 from nnunet_semicon.experiments.run import shared, usable_cores
 from nnunet_semicon.experiments.trainings import make_trainings
@@ -1066,6 +1067,14 @@ def test_compare_says_that_nothing_is_measured(tmp_path, capsys):
 
 
 # --- planned -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("width", "factor", "expected"), [(32, 0.5, 16), (320, 0.5, 160), (32, 0.25, 8), (8, 0.5, 8), (24, 0.5, 16)]
+)
+def test_widths_are_multiples_of_8(width, factor, expected):
+    assert scaled(width, factor) == expected
+
 
 PLANNED = """
     dataset: 901

@@ -5,15 +5,13 @@ by the code that checks those of ``semicon configure``.
 """
 
 import math
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nnunet_semicon.errors import UserError, listing, nearest
+from nnunet_semicon.experiments.yaml_file import read_yaml
 
 KEYS = ("dataset", "plan", "plans", "device", "precision", "folds", "seeds", "set", "measure", "results", "stages")
 STAGE_KEYS = ("trainer", "configuration", "folds", "seeds", "set", "grid", "from", "weights", "measure")
@@ -123,7 +121,7 @@ def read_sweep(path: str | Path) -> Sweep:
         UserError: it is missing, is not YAML, or says something that is no sweep.
     """
     path = Path(path).absolute()
-    content = _load(path)
+    content = read_yaml(path)
     where = str(path)
     if not isinstance(content, dict):
         raise UserError(f"{where} is no sweep: expected an object with the keys {', '.join(KEYS)}")
@@ -374,49 +372,3 @@ def _grid(content: Mapping[str, Any], where: str) -> dict[str, list[Any]]:
         for value in values:
             _refuse_infinite(str(key), value, f"'grid' of {where}")
     return {str(key): values for key, values in grid.items()}
-
-
-# --- YAML --------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which a key stands once, 027 is the number 27, as everywhere in nnU-Net (YAML 1.1: octal).
-
-    1e-3 is a number too, as in YAML 1.2 (YAML 1.1: a text), and a date is a text.
-    """
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"'{key.value}' is there twice", key.start_mark)
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        return super().construct_mapping(node, deep)
-
-    def construct_number(self, node: Any) -> Any:
-        leading_zeros = re.fullmatch(r"0[0-9]+", node.value)
-        return int(node.value) if leading_zeros else self.construct_yaml_int(node)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_number)
-_Loader.add_constructor("tag:yaml.org,2002:timestamp", _Loader.construct_yaml_str)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+"), list("-+.0123456789")
-)
-
-
-def _load(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"{path} does not exist{nearest(path.name, there)}; expected a sweep file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): expected a sweep file, a text in YAML") from None
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1}"
-        problem = getattr(error, "problem", None) or " ".join(str(error).split())
-        raise UserError(f"{path}{line} is not YAML ({problem}): correct it") from None

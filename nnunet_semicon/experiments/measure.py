@@ -10,13 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
 from nnunet_semicon.data.splits import FILE, read_splits
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.experiments.file import ALL
 from nnunet_semicon.experiments.plan import FINAL, STUDENT, SUMMARY, Plan
 from nnunet_semicon.experiments.provenance import provenance
+from nnunet_semicon.experiments.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.experiments.records import curves, pacing, training_record
 from nnunet_semicon.experiments.run import Runner, failure
 from nnunet_semicon.experiments.trainings import Training
@@ -124,18 +123,21 @@ def _run(words: Sequence[str], runner: Runner, log: IO[bytes], variables: Mappin
 def _link_validation(plan: Plan, training: Training, folder: Path) -> None:
     """Link images and labels of the validation cases of the training's fold into two folders."""
     raw = Path(os.environ["nnUNet_raw"]) / plan.results.name
-    dataset_json = read_object(raw / "dataset.json")
-    ending = dataset_json["file_ending"]
-    files = get_filenames_of_train_images_and_targets(str(raw), dataset_json)
+    ending, cases = read_object(raw / DESCRIPTION)["file_ending"], raw_cases(raw)
     for name in (IMAGES, LABELS):
         (folder / name).mkdir()
-    for case in validation_cases(plan, training):
-        if case not in files:
-            raise UserError(f"{raw} has no case {case}, which fold {training.fold} validates on: put it back")
-        links = {folder / LABELS / f"{case}{ending}": files[case]["label"]}
-        links |= {folder / IMAGES / f"{case}_{i:04d}{ending}": file for i, file in enumerate(files[case]["images"])}
+    for name in validation_cases(plan, training):
+        if name not in cases:
+            raise UserError(f"{raw} has no case {name}, which fold {training.fold} validates on: put it back")
+        case = cases[name]
+        links = {folder / LABELS / f"{name}{ending}": case.label}
+        links |= {folder / IMAGES / f"{name}_{i:04d}{ending}": image for i, image in enumerate(case.images)}
+        for where, file in ((IMAGES, case.images[0]), (LABELS, case.label)):
+            sidecar = file.with_name(f"{name}.json")  # the spacing of a TIFF file
+            if sidecar.is_file():
+                links[folder / where / sidecar.name] = sidecar
         for link, file in links.items():
-            link.symlink_to(Path(file).resolve())
+            link.symlink_to(file.resolve())
 
 
 def validation_cases(plan: Plan, training: Training) -> list[str]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_semicon.configuration.plans import read_plans
 from nnunet_semicon.data.images_un import scan_images_un
@@ -22,11 +21,12 @@ from nnunet_semicon.data.unlabeled import has_outputs, unlabeled_folder
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.file import PlanStep
 from nnunet_semicon.experiments.locks import lock
+from nnunet_semicon.experiments.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.experiments.run import Runner, failure
 from nnunet_semicon.files import read_object, write_json
 
 NOTE = "semicon_plan_step"  # key of the plans file
-FINGERPRINT, DESCRIPTION, LOG = "dataset_fingerprint.json", "dataset.json", "plan_step.log"
+FINGERPRINT, LOG = "dataset_fingerprint.json", "plan_step.log"
 SMALLEST_WIDTH = WIDTH_STEP = 8  # features of a stage
 MOST_PROCESSES = 8
 
@@ -152,7 +152,7 @@ class Planner:
         if planned is None:
             raise UserError(f"{self.where}: configuration '{name}' has no features_per_stage: leave out 'widths'")
         if isinstance(widths, float):
-            kwargs["features_per_stage"] = [_scaled(width, widths) for width in planned]
+            kwargs["features_per_stage"] = [scaled(width, widths) for width in planned]
         elif len(widths) != len(planned):
             raise UserError(
                 f"{self.where}: 'widths' has {len(widths)} numbers, but configuration '{name}' has {len(planned)} "
@@ -181,7 +181,7 @@ class Planner:
         folder = self.preprocessed / PlansManager(dict(plans)).get_configuration(name).data_identifier
         ending = read_object(self.raw / DESCRIPTION)["file_ending"]
         truth = self.preprocessed / "gt_segmentations"
-        cases = get_filenames_of_train_images_and_targets(str(self.raw))
+        cases = raw_cases(self.raw)
         return all((folder / f"{case}.pkl").is_file() and (truth / f"{case}{ending}").is_file() for case in cases)
 
     def _images_un(self) -> list[str]:
@@ -193,7 +193,7 @@ class Planner:
         return all(has_outputs(folder, case) for case in cases)
 
 
-def _scaled(width: int, factor: float) -> int:
+def scaled(width: int, factor: float) -> int:
     """Return a number of features times a factor, as a multiple of 8 and at least 8."""
     return max(SMALLEST_WIDTH, WIDTH_STEP * math.floor(width * factor / WIDTH_STEP + 0.5))
 
