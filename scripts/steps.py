@@ -66,9 +66,9 @@ def read_task(args: argparse.Namespace) -> Task:
 
 def variant(task: Task, row: Row | None) -> dict[str, Any]:
     """Return the plans with one more configuration: the given one with the settings of a row."""
-    from nnunet_semicon.cli.key_values import nested
     from nnunet_semicon.configuration.config import BLOCK
     from nnunet_semicon.configuration.plans import add_configuration, deep_merge
+    from nnunet_semicon.experiments.variants import nested
 
     plans = add_configuration(task.plans, VARIANT, task.configuration, {})
     block = plans["configurations"][VARIANT].pop(BLOCK)

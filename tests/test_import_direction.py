@@ -211,7 +211,7 @@ def test_imports_follow_the_table(module):
         ("cli.x", "from nnunet_semicon.cli import main", ["nnunet_semicon.cli.main"]),
         ("__main__", "from nnunet_semicon.cli.main import main", []),
         ("__main__", "from nnunet_semicon.cli.split import run", ["nnunet_semicon.cli.split"]),
-        ("checks.x", "from nnunet_semicon.cli.key_values import a", ["nnunet_semicon.cli.settings"]),
+        ("checks.x", "from nnunet_semicon.cli.key_values import a", ["nnunet_semicon.cli.key_values"]),
         ("checks.x", "from nnunet_semicon import catalogue, workspace, trainers", ["nnunet_semicon.trainers"]),
         ("catalogue", "from nnunet_semicon.checks import raw", ["nnunet_semicon.checks.raw"]),
         ("workspace", "from nnunet_semicon import catalogue", ["nnunet_semicon.catalogue"]),

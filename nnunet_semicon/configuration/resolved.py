@@ -56,6 +56,7 @@ class Resolved:
         facts: what the method's own rules looked at.
         columns: columns of the meta table that serve as labels.
         reasons: key -> reason of what the method's own rules filled.
+        ruled: keys whose value a rule gave, and not the user.
         settings: every hyper-parameter with its reason, in the order in which it is printed.
         unset: key -> value where the user sets nothing.
         unused: keys of the block that only other trainers know.
@@ -68,6 +69,7 @@ class Resolved:
     facts: Facts
     columns: Mapping[str, MetaColumn]
     reasons: Mapping[str, str]
+    ruled: frozenset[str]
     settings: Mapping[str, Derived]
     unset: Mapping[str, Any]
     unused: tuple[str, ...]
@@ -83,6 +85,15 @@ class Resolved:
         kept = {key: value for key, value in stored.items() if key not in RETIRED}
         then = {**{key: self.unset.get(key) for key in self.settings}, **kept}
         return changes(then, {key: derived.value for key, derived in self.settings.items()})
+
+    def restoring(self, changed: Mapping[str, tuple[Any, Any]]) -> str:
+        """Return the words after ``--set`` that bring back the values of a checkpoint; rules then give the rest.
+
+        Args:
+            changed: what :meth:`changed` returned.
+        """
+        keys = [key for key in changed if key not in self.ruled] or list(changed)
+        return assignments({key: changed[key][0] for key in keys})
 
 
 def resolve_run(
@@ -174,6 +185,7 @@ def resolve_run(
         facts,
         used,
         filled.reasons,
+        frozenset({*filled_run.reasons, *filled.reasons, "student_rows", "slice_axis"} - set(block)),
         settings,
         _unset(method, defaults or {}, block, settings),
         unused,

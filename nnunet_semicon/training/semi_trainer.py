@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
-from nnunet_semicon.configuration.resolved import as_table, assignments, changes_in_words
+from nnunet_semicon.configuration.resolved import as_table, changes_in_words
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.gallery import Gallery
 from nnunet_semicon.data.loader import TwoStreamLoader
@@ -335,11 +335,10 @@ class SemiTrainer(ConfiguredTrainer):
             changed = self.resolved.changed(extra["settings"])
             if changed:
                 words = listing(changes_in_words(changed))
-                then = assignments({key: before for key, (before, _) in changed.items()})
                 raise UserError(
                     f"{filename_or_checkpoint} was trained with other settings ({words}): set them back in "
                     f"configuration '{self.configuration_name}' of {self.plans_manager.plans_name}.json "
-                    f"(`semicon configure ... --set {then}`), or train the new ones in a configuration of their own"
+                    f"(`semicon configure ... --set {self.resolved.restoring(changed)}`), or train the new ones in a configuration of their own"
                 )
         super().load_checkpoint(filename_or_checkpoint)
         self.method.load_state_dict(extra["method"])

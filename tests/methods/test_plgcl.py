@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from nnunet_semicon.losses.pairs import pairs_by_label
 from nnunet_semicon.losses.patch_contrast import patch_contrast
 from nnunet_semicon.losses.pseudo_label import class_probabilities
 from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
-from nnunet_semicon.losses.windows import GUIDANCE, pooled
+from nnunet_semicon.losses.windows import Guidance, pooled
 from nnunet_semicon.methods.base import finest
 from nnunet_semicon.methods.patch_term import PATCHES
 from tests import ddp
@@ -114,7 +115,7 @@ def test_without_a_warm_up_the_first_step_has_all_terms(training):
 
 @pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
 @pytest.mark.parametrize("source", ["feature", "image"])
-@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("guidance", get_args(Guidance))
 def test_every_source_and_guidance_trains_the_encoder_by_the_contrast(training, monkeypatch, parent, source, guidance):
     trainer = after_warmup(training, parent, patch_source=source, guidance=guidance, lambda_reg=0.0)
     assert trainer.resolved.settings["queue_size"].value == (0 if source == "feature" else 32)
