@@ -334,11 +334,11 @@ class SemiTrainer(ConfiguredTrainer):
                 self.initialize()
             changed = self.resolved.changed(extra["settings"])
             if changed:
-                words = listing(changes_in_words(changed))
+                words, restoring = listing(changes_in_words(changed)), self.resolved.restoring(changed)
                 raise UserError(
                     f"{filename_or_checkpoint} was trained with other settings ({words}): set them back in "
                     f"configuration '{self.configuration_name}' of {self.plans_manager.plans_name}.json "
-                    f"(`semicon configure ... --set {self.resolved.restoring(changed)}`), or train the new ones in a configuration of their own"
+                    f"(`semicon configure ... --set {restoring}`), or train the new ones in a configuration of their own"
                 )
         super().load_checkpoint(filename_or_checkpoint)
         self.method.load_state_dict(extra["method"])
