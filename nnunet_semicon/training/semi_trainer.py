@@ -338,7 +338,7 @@ class SemiTrainer(ConfiguredTrainer):
                 raise UserError(
                     f"{filename_or_checkpoint} was trained with other settings ({words}): set them back in "
                     f"configuration '{self.configuration_name}' of {self.plans_manager.plans_name}.json "
-                    f"(`semicon configure ... --set {restoring}`), or train the new ones in a configuration of their own"
+                    f"(`semicon configure ... --set {restoring}`), or train the new ones in one of their own"
                 )
         super().load_checkpoint(filename_or_checkpoint)
         self.method.load_state_dict(extra["method"])
