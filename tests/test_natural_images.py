@@ -72,7 +72,7 @@ def make_glands(root: Path) -> None:
         configure(tiny, f"2d_{source}", "2d", supervised_warmup=0.0, patch_source=source, **SHORT)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", ["feature", pytest.param("image", marks=pytest.mark.slow)])
 def test_stock_commands_train_and_predict(glands, tmp_path, source):
     name = f"2d_{source}"
     trained = glands.run("nnUNetv2_train", "902", name, "0", "-tr", "nnUNetTrainerPLGCL", "-device", "cpu")

@@ -58,6 +58,7 @@ def test_its_feature_maps_are_counted_as_nnunet_does(training, parent):
     assert network_cost(manager.configuration).values == pytest.approx(expected, rel=0.35)
 
 
+@pytest.mark.slow
 def test_from_a_preset_to_predictions_of_both_networks_and_their_ensemble(planned, tmp_path):
     """Unlabeled scans that were preprocessed for the default plans serve these too: their data is the same."""
     tiny = replace(planned.fresh(tmp_path), plans=PRESET)

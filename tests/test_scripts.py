@@ -437,6 +437,7 @@ def test_the_benchmark_measures_every_trainer(prepared, tmp_path):
     assert content["configuration"] in performance_page(tmp_path, tmp_path / "docs")
 
 
+@pytest.mark.slow
 def test_the_effects_on_a_cpu_are_ratios_within_a_round(prepared, tmp_path):
     out = tmp_path / "benchmark_effects_hippocampus_2d_cpu.json"
     words = ["-d", "901", "-c", "2d_short", "--effects", "--steps", 4, "--warmup", 1, "--out", out]

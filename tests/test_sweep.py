@@ -818,12 +818,18 @@ class Swept:
     printed: str
 
 
-@pytest.fixture(scope="module")
-def swept(tiny, tmp_path_factory) -> Swept:
+@pytest.fixture(scope="session")
+def swept(tiny, shared) -> Swept:
     """A finished sweep of two trainings, one starting from the other. Read-only: tests take ``again``."""
-    copy = prepare(tiny.fresh(tmp_path_factory.mktemp("swept")))
-    file = write(copy.root, REAL)
-    return Swept(copy, file, copy.run("semicon", "sweep", file, nnUNet_def_n_proc="1").stdout)
+
+    def make(folder: Path) -> None:
+        copy = prepare(tiny.fresh(folder))
+        printed = copy.run("semicon", "sweep", write(copy.root, REAL), nnUNet_def_n_proc="1").stdout
+        (folder / "printed.txt").write_text(printed)
+
+    folder = shared("swept", make)
+    copy = Tiny(folder / "nnunet")
+    return Swept(copy, copy.root / "sweep.yaml", (folder / "printed.txt").read_text())
 
 
 @pytest.fixture
@@ -897,6 +903,7 @@ def test_a_line_of_the_dry_run_trains_one_training_in_a_fresh_shell(again, capsy
     assert parent.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_sweep_on_submitits_local_executor(again):
     for model in (TAUGHT, TUNED_AFTER):
         shutil.rmtree(fold_of(again, model))
@@ -1088,21 +1095,29 @@ PLANNED = """
     """
 
 
-def test_a_sweep_begins_at_raw_data(tmp_path):
+def test_a_sweep_begins_at_raw_data(tmp_path, monkeypatch, capsys):
     tiny = Tiny(tmp_path)
+    tiny.use(monkeypatch)
+
+    def dry_run() -> str:
+        assert main(["sweep", str(tmp_path / "sweep.yaml"), "--dry-run"]) == 0
+        return capsys.readouterr().out
+
+    def refused(text: str) -> str:
+        assert main(["sweep", str(write(tmp_path, text))]) == 1
+        return capsys.readouterr().err
+
     for folder in (tiny.preprocessed, tiny.results):
         folder.mkdir(parents=True)
     write_raw(tiny.raw)
-    file = write(tmp_path, PLANNED)
-    printed = tiny.run("semicon", "sweep", file, "--dry-run").stdout
+    write(tmp_path, PLANNED)
+    printed = dry_run()
     names = [line.split()[1] for line in printed.splitlines() if line.startswith("$ ")]
     assert names[:3] == ["nnUNetv2_extract_fingerprint", "nnUNetv2_plan_experiment", "nnUNetv2_preprocess"]
     assert names[3:] == ["semicon"]
     assert not tiny.preprocessed_dataset.exists()
 
-    text = PLANNED.replace("0.25", "[8, 8]")
-    done = tiny.run("semicon", "sweep", write(tmp_path, text), check=False)
-    assert "'widths' has 2 numbers, but configuration '2d' has " in done.stderr
+    assert "'widths' has 2 numbers, but configuration '2d' has " in refused(PLANNED.replace("0.25", "[8, 8]"))
     assert not list(tiny.preprocessed_dataset.glob("nnUNetPlans*")), "half a plan"
     printed = tiny.run("semicon", "sweep", write(tmp_path, PLANNED), nnUNet_def_n_proc="1").stdout
     assert "[1/1] control_s0_fold0: trained" in printed
@@ -1114,13 +1129,12 @@ def test_a_sweep_begins_at_raw_data(tmp_path):
     assert len(list((tiny.preprocessed_dataset / "nnUNetPlansBench_2d").glob("*.pkl"))) == 6
     assert not (tiny.preprocessed_dataset / "nnUNetPlans.json").exists()
 
-    printed = tiny.run("semicon", "sweep", file, "--dry-run").stdout
-    assert printed.startswith("# 1 control_s0_fold0, finished: ")
-    done = tiny.run("semicon", "sweep", write(tmp_path, PLANNED.replace("0.25", "0.5")), check=False)
-    assert "was made with other values (widths: 0.25 -> 0.5): choose another 'name' in 'plan' of" in done.stderr
+    assert dry_run().startswith("# 1 control_s0_fold0, finished: ")
+    other = refused(PLANNED.replace("0.25", "0.5"))
+    assert "was made with other values (widths: 0.25 -> 0.5): choose another 'name' in 'plan' of" in other
     (tiny.preprocessed_dataset / "nnUNetPlansBench_2d" / "patient001_frame01.pkl").unlink()
-    printed = tiny.run("semicon", "sweep", write(tmp_path, PLANNED), "--dry-run").stdout
-    assert printed.startswith("$ nnUNetv2_preprocess ")
+    write(tmp_path, PLANNED)
+    assert dry_run().startswith("$ nnUNetv2_preprocess ")
 
 
 # --- killed, and side by side ------------------------------------------------------------------------------------

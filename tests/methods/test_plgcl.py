@@ -64,7 +64,7 @@ def test_the_loss_is_the_sum_of_the_three_terms(training):
         classes = torch.cat([batch.target[0][:, 0].long(), target[n:].argmax(dim=1)])
         torch.manual_seed(5)
         patches = method.patches
-        drawn = patches.draw(torch.softmax(target, dim=1), teacher_map, classes, patches.n_patches)
+        drawn = patches.draw(torch.softmax(target, dim=1), teacher_map, classes, patches.config.patches)
         vectors, labels = pooled(caught["map"], classes, 3, patches.grid, drawn)
         contrast = patch_contrast(patches.head(vectors), pairs_by_label(labels), 3, 0.15)
         supervised = trainer.loss([scale[:n] for scale in student], batch.target)
@@ -139,7 +139,8 @@ def test_windows_that_are_encoded_again_are_rows_of_the_student(training):
     forward = trainer.plain_network.forward
     trainer.plain_network.forward = lambda x: seen.append(len(x)) or forward(x)
     step(trainer)
-    trainer.method.patches.n_patches = 2  # as on two ranks, all together
+    term = trainer.method.patches
+    term.config = term.config.model_copy(update={"patches": 2})  # as on two ranks, all together
     step(trainer)
     assert seen == [4, 4]
     configure(training, "both", "2d_short", patch_source="image", patches=5)
@@ -164,7 +165,7 @@ def test_nothing_but_background_contributes_zero(training):
     term = trainer.method.patches
     classes = torch.zeros(2, 32, 32, dtype=torch.int64)
     features = torch.randn(2, 8, 32, 32, requires_grad=True)
-    drawn = term.draw(torch.full((2, 3, 32, 32), 1 / 3), features.detach(), classes, term.n_patches)
+    drawn = term.draw(torch.full((2, 3, 32, 32), 1 / 3), features.detach(), classes, term.config.patches)
     loss, _, labels = term(features, classes, drawn)
     assert set(labels.tolist()) == {0, -1}
     loss.backward()
@@ -225,7 +226,7 @@ def test_pictures_of_three_unlabeled_cases_at_five_points(training, monkeypatch,
     assert arrays["entropy"].max() <= 1
     assert arrays["windows"].shape == (3, PATCHES, len(size))
     settings = json.loads((folder / "semicon_config.json").read_text())["settings"]
-    assert settings["window_size"]["value"] == [side // 2 for side in size]
+    assert settings["window"]["reason"] == f"{' x '.join(str(side // 2) for side in size)} voxels"
 
 
 def test_a_resumed_run_with_a_queue_goes_on_as_if_nothing_had_happened(training, monkeypatch):

@@ -59,7 +59,7 @@ def test_loss_is_supervised_plus_weighted_local_contrast(training, values):
     batch = TwoStreamBatch.from_dict(next(trainer.dataloader_train))
     logits, maps = features_of(trainer, batch.image)
     config, local = trainer.resolved.config, trainer.method.local
-    sampling = values.get("sampling", local.sampling)
+    sampling = values.get("sampling", local.config.sampling)
     size = {"stride": local.size, "block": values.get("block_size"), "exact": 1}[sampling]
     vectors, labels = pixel_sets(maps, batch.target[0][:, 0].long(), sampling, size)
     with torch.no_grad():
