@@ -5,7 +5,7 @@ the machine does meets all of them alike. The batch is drawn before the clock st
 process, nnU-Net uses several) is reported beside it. Peak memory is measured in a process per trainer. Steps are those
 of the middle of a run, past every warm-up. The dataset must be preprocessed; results go into a temporary folder.
 
-With ``--effects`` it measures instead what makes a training on a CPU faster (:mod:`step_effects`): about 3 minutes with `--steps 30`.
+With ``--effects`` it measures instead what makes a training on a CPU faster (:mod:`step_effects`): about 3 minutes.
 """
 
 import argparse
