@@ -408,6 +408,7 @@ def test_the_figure_changes_with_its_numbers_alone(tmp_path):
 # --- benchmark_step ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_every_trainer(prepared, tmp_path):
     from nnunet_semicon import trainers
 
@@ -473,6 +474,7 @@ def test_the_benchmark_refuses_in_one_sentence(prepared, words, sentence):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_losses_fills_its_page(tmp_path):
     results = tmp_path / "results"
     file = results / "benchmark_losses_cpu.json"

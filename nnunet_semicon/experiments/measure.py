@@ -91,8 +91,10 @@ def _predict(plan: Plan, training: Training, network: str, folder: Path, runner:
         _run([*export, "--network", network], runner, log)
         (exported,) = (folder / MODEL / plan.results.name).iterdir()
         trainer, variables = exported.name.split("__")[0], {"nnUNet_results": str(folder / MODEL)}
-    predict = ["nnUNetv2_predict", *_model(plan, training, trainer), "-npp", "1", "-nps", "1", "--disable_progress_bar"]
-    predict += ["-i", str(folder / IMAGES), "-o", str(folder / PREDICTED)]
+    predict = ["nnUNetv2_predict", *_model(plan, training, trainer), "--disable_progress_bar"]
+    # on a CPU, processes that prepare and write would only take its cores from the prediction
+    helpers = "0" if plan.sweep.device == "cpu" else "1"
+    predict += ["-npp", helpers, "-nps", helpers, "-i", str(folder / IMAGES), "-o", str(folder / PREDICTED)]
     if plan.sweep.device is not None:
         predict += ["-device", plan.sweep.device]
     _run(predict, runner, log, variables)
