@@ -36,10 +36,9 @@ def test_without_the_file_nothing_is_known(tmp_path):
 
 
 def test_this_processor_agrees_with_torch():
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    if has_bfloat16() is None or not capabilities:
-        pytest.skip("neither Linux nor torch tells")
-    assert has_bfloat16() == any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # empty before torch 2.6 and on other systems
+    told = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    assert has_bfloat16() in ((told, None) if capabilities else (True, False, None))
 
 
 @pytest.mark.parametrize(
