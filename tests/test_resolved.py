@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_semicon import trainers
+from nnunet_semicon.configuration.config import Settings, setting
 from nnunet_semicon.configuration.derived import Derived
 from nnunet_semicon.configuration.resolved import (
     as_table,
@@ -205,6 +206,19 @@ def test_a_key_that_a_checkpoint_lacks_had_the_value_of_its_time():
         other = resolved(acdc, "2d", trainer, optimizer="adam", learning_rate=3e-5)
         before = (now.run.optimizer, now.run.learning_rate)
         assert other.changed(earlier) == {"optimizer": (before[0], "adam"), "learning_rate": (before[1], 3e-5)}
+
+
+def test_a_new_key_may_name_the_value_that_held_before_it(monkeypatch):
+    class Later(Settings):
+        patience: int = setting(5, "steps", before=2)
+
+    name = "nnUNetTrainerSupervisedControl"
+    monkeypatch.setattr(getattr(trainers, name).method_class, "Config", Later)
+    now = resolved(read_example("acdc"), "2d", name)
+    earlier = {key: derived.value for key, derived in now.settings.items() if key != "patience"}
+    changed = now.changed(earlier)
+    assert changed == {"patience": (2, 5)}
+    assert now.restoring(changed) == "patience=2"
 
 
 def test_defaults_of_the_stage_are_nnunets_unless_the_method_names_others():
