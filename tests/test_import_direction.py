@@ -59,12 +59,14 @@ TABLE = {
     "methods": Rule(
         ours={
             "methods.base",
+            "methods.copy_paste",
             "methods.local_term",
             "methods.negatives",
             "methods.meta_contrast",
             "methods.patch_term",
             "methods.scale_term",
             "methods.second_network",
+            "methods.self_training",
             "losses",
             "networks",
             "configuration",
@@ -79,6 +81,7 @@ TABLE = {
         ours={
             "files",
             "methods.base",
+            "networks.feature_dropout",
             "networks.taps",
             "networks.swin_unet",
             "networks.swin_weights",

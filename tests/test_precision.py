@@ -22,7 +22,7 @@ def first_step(name: str, configuration: str):
             module.register_forward_hook(lambda _, args, output: seen["layers"].add(output.dtype))
     nnunets = getattr(trainer.loss, "loss", trainer.loss)
     nnunets.register_forward_pre_hook(lambda _, args: seen["loss"].add(args[0].dtype))
-    student = trainer._student
+    student = trainer.student
 
     def watched(images):
         output = student(images)
@@ -30,7 +30,7 @@ def first_step(name: str, configuration: str):
         seen["student"] |= {tensor.dtype for tensor in (*logits, *output.features.values())}
         return output
 
-    trainer._student = watched
+    trainer.student = watched
     batch = next(trainer.dataloader_train)
     torch.manual_seed(0)
     return trainer, float(step(trainer, batch)["loss"]), seen

@@ -20,6 +20,7 @@ class Needs:
         sample_scans: draw scans x partitions instead of single images.
         meta: the method reads ``batch.meta``.
         taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
+        perturb: the student drops feature channels of rows that the method names.
         encoder_only: the student's encoder alone runs; there are no logits.
         stage: ``joint`` with the supervised loss, or ``pretrain`` before it.
         second_network: kind of the network that trains beside the student on every row; None: there is none.
@@ -34,6 +35,7 @@ class Needs:
     sample_scans: bool = False
     meta: bool = False
     taps: tuple[str, ...] = ()
+    perturb: bool = False
     encoder_only: bool = False
     stage: Stage = "joint"
     second_network: str | None = None

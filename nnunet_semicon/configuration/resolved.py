@@ -156,7 +156,7 @@ def resolve_run(
     second = None if needs.second_network is None else _second_cost(needs.second_network, configuration, cost)
     fitting = rules.fitting_rows(planned, cost, second, memory)
     rows, all_rows = rows_of(fitting.value), rows_of(batch_size)
-    facts = _facts(partitions, label_columns, all_rows, cost)
+    facts = _facts(partitions, label_columns, all_rows, cost, run.num_epochs * run.num_iterations_per_epoch)
     try:
         filled = method.derive(config, facts)
     except UserError as error:
@@ -318,13 +318,15 @@ def _second_cost(kind: str, configuration: Mapping[str, Any], planned: NetworkCo
     return network_cost({**configuration, "architecture": unet_architecture(kind, configuration["architecture"])})
 
 
-def _facts(partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan, network: NetworkCost) -> Facts:
+def _facts(
+    partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan, network: NetworkCost, steps: int
+) -> Facts:
     unusable = {name: why for name, why in columns.items() if why is not None}
     if partitions.value is None:
         unusable[POSITION] = partitions.reason
     labels = [POSITION] if partitions.value is not None else []
     labels += [name for name, why in columns.items() if why is None]
-    return Facts(partitions.value, tuple(labels), unusable, rows, network)
+    return Facts(partitions.value, tuple(labels), unusable, rows, network, steps)
 
 
 def _rows_in_words(rows: rules.RowPlan, all_rows: rules.RowPlan, fitting: Derived) -> str:

@@ -6,7 +6,7 @@ nothing of mixed precision, clipping, devices, ranks or files; the trainer knows
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -100,15 +100,32 @@ class StepOutput:
     Attributes:
         loss: () the total loss to differentiate.
         scalars: name -> () detached, for the curves.
-        carry: tensors that ``after_step`` needs again (detached).
+        for_after_step: tensors that ``after_step`` needs again (detached).
     """
 
     loss: Tensor
     scalars: Mapping[str, Tensor] = field(default_factory=dict)
-    carry: Mapping[str, Tensor] = field(default_factory=dict)
+    for_after_step: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-Student = Callable[[Tensor], StudentOutput]
+class Student(Protocol):
+    """The network that is trained, as a method sees it."""
+
+    def __call__(self, images: Tensor, perturb: Tensor | None = None) -> StudentOutput:
+        """Run the network with a gradient: once per step, on one concatenated batch.
+
+        Args:
+            images: (B, C, *S).
+            perturb: (B,) bool, rows whose features lose half of their channels (``Needs(perturb=True)``).
+        """
+        ...
+
+    def no_grad(self, images: Tensor) -> Tensor:
+        """Return the finest logits (B, K, *S) without a gradient, in evaluation mode."""
+        ...
+
+
+Encode = Callable[[Tensor], StudentOutput]
 
 
 class Method(nn.Module):
@@ -163,7 +180,7 @@ class Method(nn.Module):
         """Called after the optimizer step: moving averages, queues, a discriminator's own step."""
 
     def snapshot(
-        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
+        self, encode: Encode, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """Return arrays that show what the method does with a few fixed images; called at a few moments of the run.
 
@@ -198,7 +215,7 @@ class PretrainMethod(Method):
         "weight_decay": Derived(1e-5, "SP-Con's code"),
     }
 
-    def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
+    def validate(self, student: Encode, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Return name -> () of one batch of validation images; ``loss`` among them, lower is better."""
         raise NotImplementedError
 

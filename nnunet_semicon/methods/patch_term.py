@@ -182,10 +182,10 @@ class PatchTerm(nn.Module):
         both = torch.cat([embeddings, bank.to(embeddings.dtype)])
         return patch_contrast(both, pairs, self.n_classes, self.config.temperature), embeddings.detach(), labels
 
-    def after_step(self, carry: Mapping[str, Tensor], step: int) -> None:
+    def after_step(self, windows: Mapping[str, Tensor], step: int) -> None:
         """Queue the windows of this step (none during a warm-up); stop a run that has had no negatives for long."""
-        if carry:
-            self.queues.push(carry["embeddings"], carry["classes"])
+        if windows:
+            self.queues.push(windows["embeddings"], windows["classes"])
         self.negatives.stop_if_none(step)
 
     def snapshot(self, probabilities: Tensor, teacher_map: Tensor, classes: Tensor) -> dict[str, Tensor]:

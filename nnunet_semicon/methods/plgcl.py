@@ -27,6 +27,7 @@ from nnunet_semicon.losses.pseudo_label import class_probabilities
 from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
 from nnunet_semicon.methods.base import (
     BuildContext,
+    Encode,
     Method,
     Needs,
     Progress,
@@ -146,12 +147,13 @@ class PLGCL(Method):
         since = progress.fraction - self.config.supervised_warmup
         loss = supervised + self.config.lambda_reg * sigmoid_rampup(since, self.config.rampup) * regularization
         scalars = {"supervised": supervised.detach(), "regularization": regularization.detach()}
-        carry = {}
+        for_after_step = {}
         if self.patches is not None and drawn is not None:
-            contrast, carry["embeddings"], carry["classes"] = self.patches(output.features[self.tap], classes, drawn)
+            contrast, embeddings, own = self.patches(output.features[self.tap], classes, drawn)
+            for_after_step = {"embeddings": embeddings, "classes": own}
             loss = loss + self.config.lambda_patch * contrast
             scalars["contrast"] = contrast.detach()
-        return StepOutput(loss, scalars, carry)
+        return StepOutput(loss, scalars, for_after_step)
 
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
@@ -160,10 +162,10 @@ class PLGCL(Method):
         since = progress.step - int(self.config.supervised_warmup * progress.total)
         self.teacher.update(student_module, ema_decay(max(0, since), self.config.ema_decay))
         if self.patches is not None:
-            self.patches.after_step(output.carry, progress.step)
+            self.patches.after_step(output.for_after_step, progress.step)
 
     def snapshot(
-        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
+        self, encode: Encode, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """Pseudo-labels, their entropy, and the windows that are drawn from each image alone."""
         logits, teacher_map = self._teacher(images)

@@ -26,6 +26,7 @@ from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
 from nnunet_semicon.losses.schedules import ema_decay
 from nnunet_semicon.methods.base import (
     BuildContext,
+    Encode,
     Method,
     Needs,
     Progress,
@@ -122,15 +123,15 @@ class SPCon(Method):
         contrast = self.contrast(output.features[self.contrast.tap][n:], batch.meta, progress.fraction)
         loss = supervised + self.config.lambda_sp * contrast.loss
         scalars = {"supervised": supervised.detach(), **contrast.scalars}
-        carry = {}
+        for_after_step = {}
         if self.teacher is not None:
             teacher_logits = finest(self.teacher(batch.unlabeled))
-            carry["teacher_features"] = self.teacher_taps.take()[self.contrast.tap]
+            for_after_step["teacher_features"] = self.teacher_taps.take()[self.contrast.tap]
             if self.has_mean_teacher:
                 consistency = self.consistency(finest(output.logits)[strong:], teacher_logits)
                 loss = loss + self.config.lambda_reg * consistency
                 scalars["consistency"] = consistency.detach()
-        return StepOutput(loss, scalars, carry)
+        return StepOutput(loss, scalars, for_after_step)
 
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
@@ -140,11 +141,11 @@ class SPCon(Method):
         if self.teacher is not None:
             self.teacher.update(student_module, decay)
         if self.contrast.has_queue:
-            self.contrast.remember(output.carry["teacher_features"], batch.meta, decay)
+            self.contrast.remember(output.for_after_step["teacher_features"], batch.meta, decay)
         self.contrast.negatives.stop_if_none(progress.step)
 
     def snapshot(
-        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
+        self, encode: Encode, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """The self-paced weights of all pairs of images."""
         return self.contrast.pair_weights(encode(images).features[self.contrast.tap], meta, fraction)

@@ -25,6 +25,7 @@ from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.schedules import ema_decay
 from nnunet_semicon.methods.base import (
     BuildContext,
+    Encode,
     Needs,
     PretrainMethod,
     Progress,
@@ -122,15 +123,15 @@ class SPConPretrain(PretrainMethod):
             self.contrast.remember(features, batch.meta, decay)
         self.contrast.negatives.stop_if_none(progress.step)
 
-    def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
+    def validate(self, student: Encode, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Plain contrast (``loss``), alignment and uniformity of every meta-label on validation images."""
         return self.contrast.quality(self._features(student, batch), batch.meta)
 
     def snapshot(
-        self, encode: Student, images: Tensor, meta: Mapping[str, Tensor], fraction: float
+        self, encode: Encode, images: Tensor, meta: Mapping[str, Tensor], fraction: float
     ) -> Mapping[str, Tensor]:
         """The self-paced weights of all pairs of images."""
         return self.contrast.pair_weights(encode(images).features[self.contrast.tap], meta, fraction)
 
-    def _features(self, student: Student, batch: TwoStreamBatch) -> Tensor:
+    def _features(self, student: Encode, batch: TwoStreamBatch) -> Tensor:
         return student(torch.cat([batch.image, batch.views[0]])).features[self.contrast.tap]

@@ -20,6 +20,7 @@ from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.methods.base import (
     BuildContext,
+    Encode,
     Needs,
     PretrainMethod,
     Progress,
@@ -85,11 +86,11 @@ class SupervisedLocalPretrain(PretrainMethod):
         """Stop a run whose contrast has had no negatives for long."""
         self.local.negatives.stop_if_none(progress.step)
 
-    def validate(self, student: Student, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
+    def validate(self, student: Encode, batch: TwoStreamBatch) -> Mapping[str, Tensor]:
         """Return the contrast (``loss``) of validation images."""
         return {"loss": self._contrast(student, batch)}
 
-    def _contrast(self, student: Student, batch: TwoStreamBatch) -> Tensor:
+    def _contrast(self, student: Encode, batch: TwoStreamBatch) -> Tensor:
         """Return L_l of two views."""
         classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
         output = student(torch.cat([batch.labeled, other_intensities(batch.labeled)]))

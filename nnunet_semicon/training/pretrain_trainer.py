@@ -64,7 +64,7 @@ class PretrainTrainer(SemiTrainer):
         return {"loss": scalars["loss"].cpu().numpy()}
 
     def _validation_student(self, images: Tensor) -> StudentOutput:
-        return self._encoder_in_parts(images) if self.resolved.needs.encoder_only else self._student(images)
+        return self._encode_in_parts(images) if self.resolved.needs.encoder_only else self.student(images)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         """Give nnU-Net's logger the values it wants every epoch."""

@@ -26,7 +26,7 @@ from nnunet_semicon.data.loader import TwoStreamLoader
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Logits, Method, Progress, StudentOutput
-from nnunet_semicon.networks.precision import in_float32
+from nnunet_semicon.networks.feature_dropout import FeatureDropout
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.processor import has_bfloat16, threads
 from nnunet_semicon.training import checkpoint as checkpoints
@@ -38,6 +38,7 @@ from nnunet_semicon.training.precision import autocast, remark
 from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
+from nnunet_semicon.training.student import NetworkStudent
 
 
 class SemiTrainer(ConfiguredTrainer):
@@ -48,7 +49,7 @@ class SemiTrainer(ConfiguredTrainer):
     network: nn.Module
     output_folder: str
     method: Method
-    taps: FeatureTaps
+    student: NetworkStudent
     scalars: ScalarLog
     logger: Any  # nnU-Net's; another one during the validation of a second network
     snapshots: Snapshots | None = None  # of rank 0, if the method shows any
@@ -116,7 +117,10 @@ class SemiTrainer(ConfiguredTrainer):
             new_network=self._new_network,
         )
         self.method = self.method_class(self.resolved.config, build).to(self.device)
-        self.taps = FeatureTaps(network, needs.taps)  # after the method copied its teachers, before the first forward
+        # after the method copied its teachers, before the first forward pass
+        taps = FeatureTaps(network, needs.taps)
+        dropout = FeatureDropout(network) if needs.perturb else None
+        self.student = NetworkStudent(self.network, network, taps, needs.encoder_only, dropout)
         self._add_method_parameters()
         self.scalars = ScalarLog(self.output_folder)
 
@@ -204,7 +208,7 @@ class SemiTrainer(ConfiguredTrainer):
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            output = self.method.compute(self._student, two_streams, self._supervised_loss, progress)
+            output = self.method.compute(self.student, two_streams, self._supervised_loss, progress)
         backward_and_step(output.loss, self.optimizers, self.grad_scaler, self._unsynchronized_parameters())
         with self._autocast(), exit_on_user_error():
             self.method.after_step(self.plain_network, two_streams, output, progress)
@@ -223,21 +227,9 @@ class SemiTrainer(ConfiguredTrainer):
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device.type, self.resolved.run.precision)
 
-    def _student(self, images: Tensor) -> StudentOutput:
-        if self.resolved.needs.encoder_only:
-            return self._encoder(images)
-        logits = in_float32(self.network(images))
-        return StudentOutput(logits, self.taps.take())
-
-    def _encoder(self, images: Tensor) -> StudentOutput:
-        """The features of the student's encoder, past DDP and the compiled network."""
-        encoder: Any = self.plain_network.encoder
-        encoder(images)
-        return StudentOutput([], self.taps.take())
-
-    def _encoder_in_parts(self, images: Tensor) -> StudentOutput:
-        """The same without a gradient, for more images than the network was planned for."""
-        parts = [self._encoder(part).features for part in images.split(max(1, self.batch_size))]
+    def _encode_in_parts(self, images: Tensor) -> StudentOutput:
+        """The features of the encoder, for more images than the network was planned for."""
+        parts = [self.student.encode(part).features for part in images.split(max(1, self.batch_size))]
         return StudentOutput([], {name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def _unsynchronized_parameters(self) -> list[nn.Parameter]:
@@ -260,7 +252,7 @@ class SemiTrainer(ConfiguredTrainer):
         self.method.eval()
         images, meta = self.gallery.image.to(self.device), {k: v.to(self.device) for k, v in self.gallery_meta.items()}
         with torch.no_grad(), self._autocast():
-            arrays = self.method.snapshot(self._encoder_in_parts, images, meta, finished / self.num_epochs)
+            arrays = self.method.snapshot(self._encode_in_parts, images, meta, finished / self.num_epochs)
         self.snapshots.add(finished, {**arrays, "scan": scan_numbers(self.gallery.case)})
 
     def _write_scalars(self) -> None:

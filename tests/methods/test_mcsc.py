@@ -36,7 +36,7 @@ def in_evaluation(training, **values):
     trainer.method.eval()
     batch = next(trainer.dataloader_train)
     with torch.no_grad():
-        outputs = trainer._student(batch["image"]), trainer.method.second(batch["image"])
+        outputs = trainer.student(batch["image"]), trainer.method.second(batch["image"])
     return trainer, batch, outputs
 
 

@@ -145,7 +145,7 @@ def test_a_shared_projector_embeds_once(training):
     assert len(contrast.heads.projectors) == 1
     batch = next(trainer.dataloader_train)
     with torch.no_grad():
-        features = trainer._encoder_in_parts(batch["image"]).features[contrast.tap]
+        features = trainer._encode_in_parts(batch["image"]).features[contrast.tap]
         embeddings = contrast.heads(features)
     assert torch.equal(embeddings["position"], embeddings["patient"])
     step(trainer, batch)

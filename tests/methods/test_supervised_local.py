@@ -301,7 +301,7 @@ def test_exact_where_it_costs_no_more_than_the_network():
     unknown = pixel_contrast(1, 0, 128, NetworkCost(((64, 64),), 0.0))
     assert (unknown["sampling"].value, unknown["stride"].value) == ("stride", 4)
     rows = plan_rows(1, 1, 0, None, False)
-    facts = Facts(None, (), {}, rows, network)
+    facts = Facts(None, (), {}, rows, network, steps=1000)
     filled = derive(LocalConfig(sampling="exact", stride=1), facts, images=1)
     assert (filled.config.sampling, filled.config.stride, filled.reasons) == ("exact", 1, {})
 
