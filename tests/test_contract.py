@@ -176,7 +176,8 @@ def test_a_finished_run_has_live_scalars_and_a_checkpoint_for_the_stock_predicto
     for scalar in ("loss", *trainer.method.scalar_names):
         values = [row[scalar] for row in rows]
         assert all(math.isfinite(v) for v in values), scalar
-        assert any(v != 0 for v in values), f"{scalar} is always zero"
+        # a network that is hardly trained is sure of nothing: no pseudo-label counts yet
+        assert any(v != 0 for v in values) or scalar.startswith("kept"), f"{scalar} is always zero"
 
     predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")

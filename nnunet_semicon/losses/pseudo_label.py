@@ -69,7 +69,7 @@ def counting(probability: Tensor, classes: Tensor, threshold: float, min_kept: f
 
 @torch.no_grad()
 def kept_shares(counts: Tensor, predicted: Tensor, n_heads: int, has_regions: bool) -> Tensor:
-    """Return the part of the pseudo-labels that count of each class or region, (n_heads,); NaN without any.
+    """Return the part of the pseudo-labels that count of each class or region, (n_heads,); 0 where there are none.
 
     Args:
         counts: (B, *S) bool.
@@ -78,10 +78,10 @@ def kept_shares(counts: Tensor, predicted: Tensor, n_heads: int, has_regions: bo
         has_regions: channels are regions.
     """
     if not has_regions:
-        everywhere = torch.bincount(predicted.flatten(), minlength=n_heads)
+        everywhere = torch.bincount(predicted.flatten(), minlength=n_heads).clamp_min(1)
         return torch.bincount(predicted[:, 0][counts], minlength=n_heads) / everywhere
     axes = (0, *range(2, predicted.ndim))
-    return (predicted & counts[:, None]).sum(axes) / predicted.sum(axes)
+    return (predicted & counts[:, None]).sum(axes) / predicted.sum(axes).clamp_min(1)
 
 
 def class_probabilities(logits: Tensor, has_regions: bool) -> Tensor:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nnunet_semicon.losses.pseudo_label import confident_prediction
+from nnunet_semicon.losses.pseudo_label import confident_prediction, counting, kept_shares
 from tests.losses import reference
 
 
@@ -33,3 +33,33 @@ def test_no_gradient_and_an_empty_batch():
     assert confident.shape == (0, 4, 4)
     prediction, _ = confident_prediction(torch.randn(1, 3, 2, 2, requires_grad=True), 0.5, has_regions=True)
     assert not prediction.requires_grad
+
+
+def test_every_class_keeps_its_most_probable_pseudo_labels():
+    probability = torch.tensor([[0.99, 0.9, 0.85, 0.5, 0.6, 0.7, 0.3]])
+    classes = torch.tensor([[0, 0, 0, 1, 1, 1, 2]])
+    assert counting(probability, classes, 0.8).tolist() == [[True, True, True, False, False, False, False]]
+    assert counting(probability, classes, 0.8, min_kept=0.3).tolist() == [[True, True, True, False, False, True, True]]
+    assert counting(probability, classes, 0.8, min_kept=1.0).all()
+
+
+@pytest.mark.parametrize("min_kept", [0.1, 0.25, 0.5, 0.9])
+def test_kept_part_of_each_class_is_at_least_the_asked_one(min_kept):
+    generator = torch.Generator().manual_seed(0)
+    probability = torch.rand(2, 9, 11, generator=generator)
+    classes = torch.randint(0, 4, (2, 9, 11), generator=generator)
+    counts = counting(probability, classes, 0.95, min_kept)
+    for number in range(4):
+        own = classes == number
+        kept = int((counts & own).sum())
+        at_least = math.ceil(min_kept * int(own.sum()))
+        assert kept == max(at_least, int((own & (probability >= 0.95)).sum()))
+        assert probability[own & counts].min() >= probability[own & ~counts].max()
+
+
+def test_kept_shares_of_classes_and_regions():
+    predicted = torch.tensor([[[0, 0, 1, 1, 1]]])
+    counts = torch.tensor([[True, False, True, True, False]])
+    torch.testing.assert_close(kept_shares(counts, predicted, 3, False), torch.tensor([1 / 2, 2 / 3, 0.0]))
+    regions = torch.tensor([[[True, True, False, False, False], [False] * 5]])
+    torch.testing.assert_close(kept_shares(counts, regions, 2, True), torch.tensor([1 / 2, 0.0]))
