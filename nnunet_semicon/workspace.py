@@ -4,15 +4,16 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from os.path import basename, isdir, isfile, join
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
 from nnunet_semicon.configuration.plans import read_plans
 from nnunet_semicon.data.images_un import scan_images_un
 from nnunet_semicon.data.meta import training_table
+from nnunet_semicon.data.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.data.splits import labeled_cases
 from nnunet_semicon.data.unlabeled import MANIFEST, dataset_option, unlabeled_folder
 from nnunet_semicon.errors import UserError, listing, nearest
@@ -209,9 +210,8 @@ def image_files(raw: str) -> dict[str, list[str]]:
     """Return the channel files of every case of ``imagesTr`` and ``imagesUn``; empty without a raw dataset."""
     if not isdir(raw):
         return {}
-    dataset_json = read_object(join(raw, "dataset.json"))
+    dataset_json = read_object(join(raw, DESCRIPTION))
     unlabeled = scan_images_un(raw, dataset_json)
     if "dataset" not in dataset_json and not isdir(join(raw, "imagesTr")):
         return unlabeled
-    labeled = get_filenames_of_train_images_and_targets(raw, dataset_json)
-    return {case: list(files["images"]) for case, files in labeled.items()} | unlabeled
+    return {case: list(map(str, files.images)) for case, files in raw_cases(Path(raw)).items()} | unlabeled

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from nnunet_semicon.data.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.data.splits import FILE, read_splits
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.experiments.file import ALL
 from nnunet_semicon.experiments.plan import FINAL, STUDENT, SUMMARY, Plan
 from nnunet_semicon.experiments.provenance import provenance
-from nnunet_semicon.experiments.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.experiments.records import curves, pacing, training_record
 from nnunet_semicon.experiments.run import Runner, failure
 from nnunet_semicon.experiments.trainings import Training

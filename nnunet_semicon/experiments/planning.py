@@ -17,11 +17,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.configuration.plans import read_plans
 from nnunet_semicon.data.images_un import scan_images_un
+from nnunet_semicon.data.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.data.unlabeled import has_outputs, unlabeled_folder
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.file import PlanStep
 from nnunet_semicon.experiments.locks import lock
-from nnunet_semicon.experiments.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.experiments.run import Runner, failure
 from nnunet_semicon.files import read_object, write_json
 

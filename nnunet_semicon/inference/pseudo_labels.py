@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunet_semicon.data.raw_cases import raw_cases
 from nnunet_semicon.data.splits import FILE, UNLABELED, read_splits
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.evaluation.folders import DATASET, Source, dataset_of, entry, read_json
+from nnunet_semicon.evaluation.folders import DATASET, Source, dataset_of, entry
 from nnunet_semicon.training.checkpoint import weights_of
 from nnunet_semicon.workspace import preprocessed_folder, raw_folder
 
@@ -60,14 +60,14 @@ def _unlabeled(dataset: str, fold: Path) -> list[str]:
 
 def _images(dataset: str, cases: list[str]) -> list[list[str]]:
     folder = Path(raw_folder()) / dataset
-    known = get_filenames_of_train_images_and_targets(str(folder), read_json(folder / DATASET))
+    known = raw_cases(folder)
     lacking = [case for case in cases if case not in known]
     if lacking:
         raise UserError(
             f"{folder} has no image of {listing(lacking)}: expected every case that the split lists as unlabeled; put "
             "the images back"
         )
-    return [known[case]["images"] for case in cases]
+    return [list(map(str, known[case].images)) for case in cases]
 
 
 def _run_predictor(

@@ -1,6 +1,7 @@
 """The labeled cases of a raw dataset.
 
-nnU-Net's own listing starts a pool of processes, which a process with threads and handlers of signals must not do.
+nnU-Net's own listing of ``imagesTr`` forks twelve processes. In a process with threads (PyTorch, tqdm) or handlers of
+signals this can wait forever, so the folder is listed here, in one pass and in this process.
 """
 
 import os
@@ -24,7 +25,9 @@ class RawCase:
 
 
 def raw_cases(raw: Path) -> dict[str, RawCase]:
-    """Return case -> files, of the folder ``imagesTr`` or of the list in ``dataset.json``.
+    """Return case -> files, of the folder ``imagesTr`` or of the list in ``dataset.json``: nnU-Net's own answer.
+
+    Files without a channel suffix, which nnU-Net lists as cases without images, are ignored. No process is started.
 
     Raises:
         UserError: ``dataset.json`` cannot be read.
