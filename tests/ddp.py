@@ -102,7 +102,7 @@ def _rank(
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     if only_method:
-        trainer.loss = no_supervision
+        trainer.supervised_loss = no_supervision
     batches = torch.load(Path(folder) / "batches.pt", weights_only=False)
     start, cases, scalars, gradients = state_of(trainer), [], [], []
     for index in range(steps):

@@ -114,14 +114,14 @@ def mechanisms_of(trainer: SemiTrainer) -> set[type]:
     return {type(trainer).__base__, *(kind for kind in modules if kind.__module__.startswith("nnunet_semicon."))}
 
 
-def no_supervision(logits, target):
+def no_supervision(logits, target, weight=None):
     """A zero that is connected to the graph, in the place of nnU-Net's loss."""
     return sum(scale.sum() for scale in logits) * 0
 
 
 def without_supervision(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace nnU-Net's loss by zero: only the method's own terms are left."""
-    monkeypatch.setattr(trainer, "loss", no_supervision)
+    monkeypatch.setattr(trainer, "supervised_loss", no_supervision)
 
 
 def gradients_of(trainer: SemiTrainer) -> dict[str, torch.Tensor]:

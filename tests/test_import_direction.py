@@ -80,6 +80,7 @@ TABLE = {
     "training": Rule(
         ours={
             "files",
+            "losses.masked",
             "methods.base",
             "networks.feature_dropout",
             "networks.taps",

@@ -18,7 +18,25 @@ from nnunet_semicon.configuration.needs import Needs
 from nnunet_semicon.data.batch import TwoStreamBatch
 
 Logits = Tensor | list[Tensor]
-SupervisedLoss = Callable[[Logits, Tensor | list[Tensor]], Tensor]
+
+
+class SupervisedLoss(Protocol):
+    """nnU-Net's loss, for ground truth and for pseudo-labels."""
+
+    def __call__(self, logits: Logits, target: Tensor | list[Tensor], weight: Tensor | None = None) -> Tensor:
+        """Return the loss, (); nnU-Net's own where there is no weight.
+
+        Args:
+            logits: (B, K, *S) at full resolution, which is then compared alone; or a list over deep-supervision scales.
+            target: (B, 1, *S) classes, or (B, K, *S) regions and, with an ignore label, a last channel of ignored
+                pixels. A list over scales, the finest first; or the finest alone, then it is resized to every scale.
+            weight: (B, *S) in [0, 1] at full resolution; resized like the target. In the cross-entropy the sum of
+                weighted pixels is divided by the number of pixels that are not ignored. In Dice, weights multiply the
+                intersection and both sums.
+
+        Raises:
+            UserError: with a weight, where the trainer's loss is not nnU-Net's Dice and cross-entropy.
+        """
 
 
 @dataclass(frozen=True)

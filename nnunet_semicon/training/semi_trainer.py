@@ -25,7 +25,7 @@ from nnunet_semicon.data.gallery import Gallery
 from nnunet_semicon.data.loader import TwoStreamLoader
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
-from nnunet_semicon.methods.base import BuildContext, Logits, Method, Progress, StudentOutput
+from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
 from nnunet_semicon.networks.feature_dropout import FeatureDropout
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.processor import has_bfloat16, threads
@@ -39,6 +39,7 @@ from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
 from nnunet_semicon.training.student import NetworkStudent
+from nnunet_semicon.training.supervised_loss import NnunetLoss
 
 
 class SemiTrainer(ConfiguredTrainer):
@@ -50,6 +51,7 @@ class SemiTrainer(ConfiguredTrainer):
     output_folder: str
     method: Method
     student: NetworkStudent
+    supervised_loss: NnunetLoss
     scalars: ScalarLog
     logger: Any  # nnU-Net's; another one during the validation of a second network
     snapshots: Snapshots | None = None  # of rank 0, if the method shows any
@@ -121,6 +123,7 @@ class SemiTrainer(ConfiguredTrainer):
         taps = FeatureTaps(network, needs.taps)
         dropout = FeatureDropout(network) if needs.perturb else None
         self.student = NetworkStudent(self.network, network, taps, needs.encoder_only, dropout)
+        self.supervised_loss = NnunetLoss(self.loss, self.label_manager.ignore_label)
         self._add_method_parameters()
         self.scalars = ScalarLog(self.output_folder)
 
@@ -207,22 +210,14 @@ class SemiTrainer(ConfiguredTrainer):
             self.lr_scheduler.step(self.current_epoch + self._iteration / self.num_iterations_per_epoch)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
-            output = self.method.compute(self.student, two_streams, self._supervised_loss, progress)
+        with self._autocast(), exit_on_user_error():
+            output = self.method.compute(self.student, two_streams, self.supervised_loss, progress)
         backward_and_step(output.loss, self.optimizers, self.grad_scaler, self._unsynchronized_parameters())
         with self._autocast(), exit_on_user_error():
             self.method.after_step(self.plain_network, two_streams, output, progress)
         self.scalars.add({"loss": output.loss, **output.scalars})
         self._iteration += 1
         return {"loss": output.loss.detach().cpu().numpy()}
-
-    def _supervised_loss(self, logits: Logits, target: Tensor | list[Tensor]) -> Tensor:
-        """nnU-Net's loss; a network with a single output is compared at full resolution alone."""
-        loss: Any = self.loss
-        if isinstance(logits, Tensor) and isinstance(target, list):
-            loss, target = getattr(loss, "loss", loss), target[0]  # without nnU-Net's sum over scales
-        value: Tensor = loss(logits, target)
-        return value
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device.type, self.resolved.run.precision)
