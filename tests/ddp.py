@@ -32,7 +32,8 @@ def train(
         name: of the trainer.
         configuration: of the plans.
         steps: how many.
-        batches: of all ranks together, one per step, each rank gets its part; None: each rank's own loader.
+        batches: of all ranks together, one per step, each rank gets its part, with strong views that are not drawn;
+            None: each rank's own loader.
         only_method: without the supervised loss.
         validate: predict the validation cases at the end, each rank its part.
 
@@ -93,7 +94,7 @@ def _rank(
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
-    from tests.harness import gradients_of, make_trainer, no_supervision, state_of
+    from tests.harness import draw_no_strong_views, gradients_of, make_trainer, no_supervision, state_of
     from tests.harness import validate as run_validation
 
     trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
@@ -104,6 +105,8 @@ def _rank(
     if only_method:
         trainer.supervised_loss = no_supervision
     batches = torch.load(Path(folder) / "batches.pt", weights_only=False)
+    if batches is not None:
+        draw_no_strong_views(trainer)
     start, cases, scalars, gradients = state_of(trainer), [], [], []
     for index in range(steps):
         batch = next(trainer.dataloader_train) if batches is None else part_of(batches[index], rank)

@@ -124,6 +124,11 @@ def without_supervision(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(trainer, "supervised_loss", no_supervision)
 
 
+def draw_no_strong_views(trainer: SemiTrainer) -> None:
+    """Replace strong views by a change that is not random: those of one process are not those of several."""
+    trainer.method.strong = torch.tanh
+
+
 def gradients_of(trainer: SemiTrainer) -> dict[str, torch.Tensor]:
     """The gradients that are there, of the network and of the method, by name."""
     return {

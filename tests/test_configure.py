@@ -792,7 +792,7 @@ def test_needs_and_rows_in_words():
     assert what_it_needs(Needs()) == "labeled scans"
     assert what_it_needs(Needs(views=2, stage="pretrain")) == "unlabeled scans (without any, the training scans)"
     assert how_rows_are_spent(Needs()) == "all labeled"
-    assert how_rows_are_spent(Needs(views=2, student_views=1)).endswith("the rest 1 view of each unlabeled image")
+    assert how_rows_are_spent(Needs(views=1, student_views=1)).endswith("the rest 1 view of each unlabeled image")
 
 
 def test_all_hyper_parameters_of_one_trainer(capsys):

@@ -109,7 +109,7 @@ def test_another_unlabeled_image_gives_another_loss(training, monkeypatch, name)
         batch = next(trainer.dataloader_train)
         gradient = change * torch.linspace(-1, 1, batch["views"].shape[-1])
         batch["views"] = batch["views"] + gradient
-        if len(batch["views"]) == 0:  # the method sees one view, that beside the labeled rows
+        if len(batch["views"]) == 0:  # one geometry, that beside the labeled rows
             batch["image"][batch["n_labeled"] :] += gradient
         torch.manual_seed(0)
         losses.append(float(step(trainer, batch)["loss"]))

@@ -1,14 +1,14 @@
-"""The unlabeled stream: where a slice lies, which slices are drawn, what the views share."""
+"""The unlabeled stream: where a slice lies, which slices are drawn, what the views show."""
 
 import numpy as np
 import pytest
 import torch
 
+from nnunet_semicon.data import strong
 from nnunet_semicon.data.sampler import draw_cases, draw_scans
-from nnunet_semicon.data.views import strong_intensity
 from nnunet_semicon.meta_labels.position import SliceAxis
 from nnunet_semicon.training.semi_trainer import SemiTrainer
-from tests.harness import configure, started
+from tests.harness import configure, encoder_inputs, started, step
 from tests.tiny import read_json, write_json
 
 SPCON = "nnUNetTrainerSPCon"
@@ -76,29 +76,38 @@ def test_patients_share_a_label_across_frames(training):
     assert "patient003" not in labels
 
 
-def test_views_share_geometry_and_differ_in_intensity(training):
-    loader = started("nnUNetTrainerMeanTeacher", "2d_short").dataloader_train.data_loader
+def strong_views(trainer, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unlabeled images of a batch, and how they enter the student."""
+    entered = encoder_inputs(trainer)
+    step(trainer, batch)
+    return batch["image"][batch["n_labeled"] :], entered[0].detach()[batch["n_labeled"] :]
+
+
+@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+def test_strong_views_show_the_same_voxels_with_other_intensities(training, parent):
+    configure(training, "long", f"{parent}_short", num_epochs=20)
+    trainer = started("nnUNetTrainerMeanTeacher", "long")
     similarities = []
     for _ in range(10):
-        batch = next(loader)
-        weak, strong = batch["image"][batch["n_labeled"] :], batch["views"][0]
+        weak, strong = strong_views(trainer, next(trainer.dataloader_train))
         assert not torch.equal(weak, strong)
         for a, b in zip(weak, strong, strict=True):
             similarities.append(abs(np.corrcoef(a.flatten(), b.flatten())[0, 1]))
-    # the same voxels: flipped or rotated views of these phantoms correlate far less
+    # flipped or rotated views of these phantoms correlate far less
     assert np.nanmedian(similarities) > 0.7
 
 
-def test_independent_geometry_moves_the_views_apart(training):
-    trainer = started("nnUNetTrainerMeanTeacher", "2d_short")
+def test_workers_move_each_view_and_keep_its_intensities(training):
+    trainer = started("nnUNetTrainerSPConPretrain", "2d_short")
     pipeline = trainer.dataloader_train.data_loader.unlabeled.views
-    pipeline.strong = strong_intensity([32, 32], cutout=False)
-    pipeline.strong.transforms = []
     ramp = torch.arange(48.0 * 48).reshape(1, 48, 48)
-    shared = [pipeline(ramp, None) for _ in range(8)]
-    assert all(torch.equal(v[0], v[1]) for v in shared)
-    pipeline.shared_geometry = False
-    assert any(not torch.equal(v[0], v[1]) for v in (pipeline(ramp, None) for _ in range(8)))
+    views = [pipeline(ramp, None) for _ in range(8)]
+    assert all(len(view) == 2 for view in views)
+    assert any(not torch.equal(view[0], view[1]) for view in views)
+    flat = torch.full((1, 96, 96), 3.0)  # no view reaches beyond it
+    assert all(torch.allclose(pipeline(flat, None), torch.tensor(3.0)) for _ in range(8))
+    assert len(pipeline(ramp, None)) == 2
+    assert started("nnUNetTrainerMeanTeacher", "2d_short").dataloader_train.data_loader.unlabeled.views.views == 1
 
 
 def test_positions_are_counted_along_the_axis_that_the_plans_put_first(training, monkeypatch):
@@ -111,26 +120,28 @@ def test_positions_are_counted_along_the_axis_that_the_plans_put_first(training,
         assert unlabeled.pool.slice_axis(unlabeled.cases[0]).backward is backward
 
 
-def test_cutout_blanks_a_box_of_some_strong_views(training):
-    configure(training, "cut", "2d_short", cutout=True)
+def test_the_keys_of_the_run_say_how_strong_views_are_made(training):
+    def changes(name: str, **values) -> list:
+        configure(training, name, "2d_short", **values)
+        return [change.draw for change in started("nnUNetTrainerMeanTeacher", name).method.strong.changes]
 
-    def blank(configuration: str) -> int:
+    always = [strong.draw_gamma, strong.draw_sigma, strong.draw_scale, strong.draw_noise]
+    assert changes("stock") == [strong.draw_knots, strong.draw_field, *always]
+    assert changes("linear", nonlinear=False) == always
+    assert changes("cut", nonlinear=False, cutout=True) == [*always, strong.draw_box]
+    assert changes("inverted", decreasing_maps=True)[0] is strong.draw_decreasing_knots
+
+
+def test_voxels_outside_nnunets_mask_stay_zero_in_strong_views(training, monkeypatch):
+    monkeypatch.setattr(SemiTrainer, "_images_un", lambda self: [])  # preprocessed without masking: refused
+    configure(training, "masked", "2d_short")
+    plans = read_json(training.plans_file)
+    plans["configurations"]["masked"]["use_mask_for_norm"] = [True]
+    write_json(training.plans_file, plans)
+    for configuration, stay in (("masked", True), ("2d_short", False)):
         trainer = started("nnUNetTrainerMeanTeacher", configuration)
-        strong = trainer.dataloader_train.data_loader.unlabeled.views.strong
-        strong.transforms = strong.transforms[6:]  # without the intensities a blank box is exactly 0
-        views = [next(trainer.dataloader_train)["views"] for _ in range(5)]
-        return sum(int((v == 0).sum()) for v in views)
-
-    assert blank("cut") > blank("2d_short")
-
-
-@pytest.mark.parametrize("patch", [(32, 32), (3, 32, 32), (4, 32, 32), (16, 16, 16)])
-@pytest.mark.parametrize("cutout", [False, True])
-def test_strong_intensities_work_on_any_patch(patch, cutout):
-    torch.manual_seed(0)
-    transforms = strong_intensity(patch, cutout)
-    for _ in range(20):
-        image = torch.randn(2, *patch)
-        strong = transforms(image=image.clone())["image"]
-        assert strong.shape == image.shape
-        assert torch.isfinite(strong).all()
+        assert trainer.method.strong.masked is stay
+        batch = next(trainer.dataloader_train)
+        batch["image"][..., :9] = 0
+        _, strongly = strong_views(trainer, batch)
+        assert bool((strongly[..., :9] == 0).all()) is stay

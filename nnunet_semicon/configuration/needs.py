@@ -11,11 +11,10 @@ class Needs:
     """What a method asks of the trainer.
 
     Attributes:
-        views: views the loader makes of each unlabeled image (0: the method uses none).
+        views: geometries in which the workers show each unlabeled image (0: the method uses none). Intensities stay;
+            the method makes strong views of them (``BuildContext.strong``).
         student_views: rows of the student's forward pass per unlabeled image.
         labeled_views: rows of the student's forward pass per labeled image.
-        shared_geometry: all views show the same voxels.
-        weak_view: view 0 keeps its intensities, for a teacher or for pseudo-labels.
         draw_all: the unlabeled stream draws from the labeled training cases too (never their labels).
         sample_scans: draw scans x partitions instead of single images.
         meta: the method reads ``batch.meta``.
@@ -29,8 +28,6 @@ class Needs:
     views: int = 0
     student_views: int = 0
     labeled_views: int = 1
-    shared_geometry: bool = True
-    weak_view: bool = True
     draw_all: bool = False
     sample_scans: bool = False
     meta: bool = False

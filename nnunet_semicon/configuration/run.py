@@ -20,7 +20,11 @@ class RunConfig(Settings):
         "labeled images per training step (all ranks together); null: derived from the batch size", low=1
     )
     partitions: int | None = open_setting("groups of slice positions along the slice axis; null: derived", low=2)
-    cutout: bool = setting(False, "overwrite one random box, up to a quarter of each side, in half of the strong views")
+    nonlinear: bool = setting(
+        True, "strong views also change intensities nonlinearly: random monotone maps and a smooth field"
+    )
+    decreasing_maps: bool = setting(False, "half of the random monotone maps of strong views invert the contrast")
+    cutout: bool = setting(False, "overwrite one random box, up to half of each side, in half of the strong views")
     precision: Literal["float32", "bfloat16"] = setting(
         "float32",
         "number format in the networks on a CPU; losses, weights and checkpoints are float32",

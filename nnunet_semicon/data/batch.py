@@ -47,7 +47,7 @@ class TwoStreamBatch:
         image: (B, C, *S) float32; rows ``[0, n_labeled)`` are labeled, the rest is view 0 of unlabeled images.
         target: labeled rows only; a list over deep-supervision scales of (n_labeled, 1, *S_k) int16, or
             (n_labeled, R, *S_k) bool for regions; a single tensor without deep supervision; empty in pre-training.
-        views: (V - 1, B - n_labeled, C, *S) float32, the further (strong) views of the unlabeled images.
+        views: (V - 1, B - n_labeled, C, *S) float32, the unlabeled images in their further geometries.
         meta: meta-label -> (B - n_labeled,) int64 codes of the unlabeled rows, -1 unknown.
         case: B case ids.
         n_labeled: labeled rows.

@@ -71,6 +71,8 @@ class BuildContext:
         gather: maps the rows (B, ...) of this rank to those of all ranks, in the same order on every rank. A loss over
             all rows gets the gradient that one process with all rows would compute; with one rank it does nothing.
         new_network: kind -> another network for the same images and classes, with random weights.
+        strong: makes strong views of images (B, C, *S), a new tensor without gradient. Intensities change, no voxel
+            moves; every call draws other changes (:mod:`nnunet_semicon.data.strong`).
     """
 
     network: nn.Module
@@ -82,6 +84,7 @@ class BuildContext:
     spatial_dims: int
     gather: Callable[[Tensor], Tensor]
     new_network: Callable[[str], nn.Module]
+    strong: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)

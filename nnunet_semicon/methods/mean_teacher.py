@@ -68,13 +68,14 @@ class MeanTeacher(Method):
     """The student learns to predict under strong intensity changes what its moving average predicts without them."""
 
     Config = MeanTeacherConfig
-    needs = Needs(views=2, student_views=1)
+    needs = Needs(views=1, student_views=1)
     paper = PAPER
     cost = "a forward pass of the teacher on the unlabeled images"
     scalar_names = ("supervised", "consistency")
 
     def __init__(self, config: MeanTeacherConfig, build: BuildContext) -> None:
         super().__init__(config, build)
+        self.strong = build.strong
         self.teacher = segmentation_teacher(build.network)
         self.consistency = sigmoid_mse if build.has_regions else softmax_mse
 
@@ -91,7 +92,7 @@ class MeanTeacher(Method):
     ) -> StepOutput:
         """L = L_sup + w(t) L_consistency."""
         n = batch.n_labeled
-        output = student(torch.cat([batch.labeled, batch.views[0]]))
+        output = student(torch.cat([batch.labeled, self.strong(batch.unlabeled)]))
         target = finest(self.teacher(with_noise(batch.unlabeled, self.config.teacher_noise)))
 
         supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)

@@ -86,13 +86,14 @@ class PLGCL(Method):
     """Supervised loss, weak-strong regularization by a mean teacher, and contrast of windows of its pseudo-labels."""
 
     Config = PLGCLConfig
-    needs = Needs(views=2, student_views=1, taps=(MAP,))
+    needs = Needs(views=1, student_views=1, taps=(MAP,))
     paper = PAPER
     cost = "after the warm-up a forward pass of the teacher on all images, and the contrast; during it less than usual"
     show = Show("pseudo_labels", cases=3, per_case=1, moments=(0.2, 0.4, 0.6, 0.8, 1.0))
 
     def __init__(self, config: PLGCLConfig, build: BuildContext) -> None:
         super().__init__(config, build)
+        self.strong = build.strong
         self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
         self.regularization = sigmoid_cross_entropy if build.has_regions else softmax_cross_entropy
         self.patches = PatchTerm(config, build) if config.lambda_patch > 0 else None
@@ -131,7 +132,7 @@ class PLGCL(Method):
             return StepOutput(supervised, {**zeros, "supervised": supervised.detach()})
 
         n, rows = batch.n_labeled, len(batch.image)
-        images = torch.cat([batch.labeled, batch.views[0]])
+        images = torch.cat([batch.labeled, self.strong(batch.unlabeled)])
         teacher_logits, teacher_map = self._teacher(batch.image)
         classes = self._classes(batch, teacher_logits)
         drawn = None

@@ -77,12 +77,13 @@ class SPCon(Method):
     """Supervised loss, mean teacher, and self-paced contrast of images that share a meta-label."""
 
     Config = SPConConfig
-    needs = Needs(views=VIEWS, student_views=VIEWS, draw_all=True, sample_scans=True, meta=True, taps=(BOTTLENECK,))
+    needs = Needs(views=1, student_views=VIEWS, draw_all=True, sample_scans=True, meta=True, taps=(BOTTLENECK,))
     paper = PAPER
     cost = "a forward pass of the teacher on the unlabeled images, and the projectors"
 
     def __init__(self, config: SPConConfig, build: BuildContext) -> None:
         super().__init__(config, build)
+        self.strong = build.strong
         self.contrast = MetaContrast(config, build)
         self.show = self.contrast.show
         self.has_mean_teacher = config.lambda_reg > 0
@@ -118,7 +119,7 @@ class SPCon(Method):
     ) -> StepOutput:
         """L = L_sup + lambda_reg L_MT + lambda_sp sum_k lambda_k L_SPcon^k."""
         n, strong = batch.n_labeled, len(batch.image)
-        output = student(torch.cat([batch.image, batch.views[0]]))
+        output = student(torch.cat([batch.image, self.strong(batch.unlabeled)]))
         supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)
         contrast = self.contrast(output.features[self.contrast.tap][n:], batch.meta, progress.fraction)
         loss = supervised + self.config.lambda_sp * contrast.loss

@@ -56,8 +56,6 @@ class SPConPretrain(PretrainMethod):
     needs = Needs(
         views=VIEWS,
         student_views=VIEWS,
-        shared_geometry=False,
-        weak_view=False,
         draw_all=True,
         sample_scans=True,
         meta=True,
@@ -72,6 +70,7 @@ class SPConPretrain(PretrainMethod):
 
     def __init__(self, config: SPConPretrainConfig, build: BuildContext) -> None:
         super().__init__(config, build)
+        self.strong = build.strong
         self.contrast = MetaContrast(config, build)
         self.scalar_names = self.contrast.scalar_names
         self.show = self.contrast.show
@@ -134,4 +133,4 @@ class SPConPretrain(PretrainMethod):
         return self.contrast.pair_weights(encode(images).features[self.contrast.tap], meta, fraction)
 
     def _features(self, student: Encode, batch: TwoStreamBatch) -> Tensor:
-        return student(torch.cat([batch.image, batch.views[0]])).features[self.contrast.tap]
+        return student(self.strong(torch.cat([batch.image, batch.views[0]]))).features[self.contrast.tap]

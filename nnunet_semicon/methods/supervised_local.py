@@ -61,6 +61,7 @@ class SupervisedLocal(Method):
 
     def __init__(self, config: SupervisedLocalConfig, build: BuildContext) -> None:
         super().__init__(config, build)
+        self.strong = build.strong
         self.local = LocalTerm(config, build)
         self.teacher = segmentation_teacher(build.network) if config.pseudo_labels else None
         self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
@@ -68,7 +69,7 @@ class SupervisedLocal(Method):
     @classmethod
     def needs_of(cls, config: SupervisedLocalConfig) -> Needs:
         """Unlabeled images are needed for pseudo-labels only; maps follow from the levels."""
-        needs = replace(cls.needs, views=2, student_views=1) if config.pseudo_labels else cls.needs
+        needs = replace(cls.needs, views=1, student_views=1) if config.pseudo_labels else cls.needs
         return with_taps(needs, config)
 
     @classmethod
@@ -92,7 +93,7 @@ class SupervisedLocal(Method):
         classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
         images = batch.labeled
         if self.teacher is not None:
-            images = torch.cat([images, batch.views[0]])
+            images = torch.cat([images, self.strong(batch.unlabeled)])
             classes = torch.cat([classes, self._pseudo_labels(batch.unlabeled)])
         output = student(images)
         supervised = supervised_loss(rows_of(output.logits, slice(0, batch.n_labeled)), batch.target)

@@ -23,6 +23,7 @@ from nnunet_semicon.configuration.resolved import as_table, changes_in_words
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.gallery import Gallery
 from nnunet_semicon.data.loader import TwoStreamLoader
+from nnunet_semicon.data.strong import StrongView
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
@@ -117,6 +118,7 @@ class SemiTrainer(ConfiguredTrainer):
             spatial_dims=len(self.configuration_manager.patch_size),
             gather=self._gather(),
             new_network=self._new_network,
+            strong=self._strong_view(),
         )
         self.method = self.method_class(self.resolved.config, build).to(self.device)
         # after the method copied its teachers, before the first forward pass
@@ -126,6 +128,12 @@ class SemiTrainer(ConfiguredTrainer):
         self.supervised_loss = NnunetLoss(self.loss, self.label_manager.ignore_label)
         self._add_method_parameters()
         self.scalars = ScalarLog(self.output_folder)
+
+    def _strong_view(self) -> StrongView:
+        """Return what makes strong views of images of this configuration."""
+        run, configuration = self.resolved.run, self.configuration_manager
+        masked = any(configuration.use_mask_for_norm)
+        return StrongView(configuration.patch_size, run.nonlinear, run.decreasing_maps, run.cutout, masked)
 
     def _new_network(self, kind: str) -> nn.Module:
         heads = self.label_manager.num_segmentation_heads

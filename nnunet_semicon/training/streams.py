@@ -15,7 +15,7 @@ from nnunet_semicon.configuration.resolved import Resolved
 from nnunet_semicon.configuration.rules import RowPlan
 from nnunet_semicon.data.gallery import Gallery, different_patients, evenly_spaced
 from nnunet_semicon.data.loader import CasePool, MetaLabeler, TwoStreamLoader, UnlabeledLoader
-from nnunet_semicon.data.views import ViewPipeline, strong_intensity
+from nnunet_semicon.data.views import ViewPipeline
 from nnunet_semicon.methods.base import Show
 
 
@@ -82,7 +82,6 @@ def two_streams(
     meta = MetaLabeler(resolved.columns, partitions if needs.meta else None, pool)
     if needs.views == 0:
         return TwoStreamLoader(labeled, None, meta)
-    strong = strong_intensity(augmentation.patch_size, resolved.run.cutout)
     unlabeled = UnlabeledLoader(
         pool,
         cases,
@@ -91,7 +90,7 @@ def two_streams(
         partitions,
         augmentation.initial_patch_size,
         augmentation.patch_size,
-        ViewPipeline(augmentation.training, strong, needs.views, needs.shared_geometry, needs.weak_view),
+        ViewPipeline(augmentation.training, needs.views),
     )
     return TwoStreamLoader(labeled, unlabeled, meta)
 

@@ -13,6 +13,7 @@ from tests import ddp
 from tests.harness import (
     capture_gradients,
     configure,
+    draw_no_strong_views,
     gradients_of,
     make_trainer,
     run_until,
@@ -34,6 +35,7 @@ def test_two_processes_compute_what_one_does_with_all_rows(training, monkeypatch
     configure(training, "gathered", "2d_short", batch_size={JOINT: 8, PRETRAIN: 4}[name], **values)
     single = started(name, "gathered")
     without_supervision(single, monkeypatch)
+    draw_no_strong_views(single)
     start = state_of(single)
     batches = [next(single.dataloader_train) for _ in range(3)]
     assert len(batches[0]["image"]) - batches[0]["n_labeled"] == ddp.WORLD

@@ -58,11 +58,12 @@ def test_the_loss_is_the_sum_of_the_three_terms(training):
         target = finest(method.teacher(batch.image))
         teacher_map = method.teacher_taps.take()[method.tap]
         hook = network.decoder.stages[-1].register_forward_hook(lambda m, i, o: caught.update(map=o))
-        student = network(torch.cat([batch.labeled, batch.views[0]]))
-        hook.remove()
-        trainer.taps.take()
-        classes = torch.cat([batch.target[0][:, 0].long(), target[n:].argmax(dim=1)])
         torch.manual_seed(5)
+        strong = method.strong(batch.unlabeled)
+        student = network(torch.cat([batch.labeled, strong]))
+        hook.remove()
+        trainer.student.taps.take()
+        classes = torch.cat([batch.target[0][:, 0].long(), target[n:].argmax(dim=1)])
         patches = method.patches
         drawn = patches.draw(torch.softmax(target, dim=1), teacher_map, classes, patches.config.patches)
         vectors, labels = pooled(caught["map"], classes, 3, patches.grid, drawn)

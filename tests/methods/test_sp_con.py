@@ -100,7 +100,7 @@ def test_embeddings_of_different_images_differ(training, parent):
         images = torch.cat([next(trainer.dataloader_train)["image"] for _ in range(4)])
         with torch.no_grad():
             trainer.plain_network(images)
-            z = trainer.method.contrast.heads(trainer.taps.take()[BOTTLENECK])["position"]
+            z = trainer.method.contrast.heads(trainer.student.taps.take()[BOTTLENECK])["position"]
         z = torch.nn.functional.normalize(z, dim=1)
         spread[grid] = float(1 - (z @ z.T).mean())
     assert spread[2] > 2 * spread[1]
