@@ -4,11 +4,13 @@ from nnunet_semicon.methods.cross_supervision import CrossSupervision
 from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.methods.mean_teacher import MeanTeacher
 from nnunet_semicon.methods.plgcl import PLGCL
+from nnunet_semicon.methods.semicon import Semicon
 from nnunet_semicon.methods.sp_con import SPCon
 from nnunet_semicon.methods.sp_con_pretrain import SPConPretrain
 from nnunet_semicon.methods.supervised import Supervised
 from nnunet_semicon.methods.supervised_local import SupervisedLocal
 from nnunet_semicon.methods.supervised_local_pretrain import SupervisedLocalPretrain
+from nnunet_semicon.methods.supervised_mix import SupervisedMix
 from nnunet_semicon.methods.supervised_swin import SupervisedSwin
 from nnunet_semicon.training.pretrain_trainer import PretrainTrainer
 from nnunet_semicon.training.semi_trainer import SemiTrainer
@@ -23,18 +25,32 @@ __all__ = [
     "nnUNetTrainerPLGCL",
     "nnUNetTrainerSPCon",
     "nnUNetTrainerSPConPretrain",
+    "nnUNetTrainerSemicon",
     "nnUNetTrainerSimCLRPretrain",
     "nnUNetTrainerSupervisedControl",
     "nnUNetTrainerSupervisedLocal",
     "nnUNetTrainerSupervisedLocalPretrain",
+    "nnUNetTrainerSupervisedMix",
     "nnUNetTrainerSwinUNet",
 ]
+
+
+class nnUNetTrainerSemicon(SemiTrainer):
+    """Pseudo-labels of a moving average of the network, on unlabeled images with pasted labeled content."""
+
+    method_class = Semicon
 
 
 class nnUNetTrainerSupervisedControl(SemiTrainer):
     """Labeled scans only: what every method is compared with; bit for bit the stock trainer."""
 
     method_class = Supervised
+
+
+class nnUNetTrainerSupervisedMix(SemiTrainer):
+    """Labeled scans only, each also changed strongly and mixed with another: the control for the augmentation."""
+
+    method_class = SupervisedMix
 
 
 class nnUNetTrainerMeanTeacher(SemiTrainer):
