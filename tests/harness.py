@@ -14,6 +14,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
 from nnunet_semicon import trainers
+from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.plans import add_configuration, write_plans
 from nnunet_semicon.training import optimization, snapshots
 from nnunet_semicon.training.scalars import ScalarLog
@@ -114,14 +115,24 @@ def mechanisms_of(trainer: SemiTrainer) -> set[type]:
     return {type(trainer).__base__, *(kind for kind in modules if kind.__module__.startswith("nnunet_semicon."))}
 
 
-def no_supervision(logits, target, weight=None):
-    """A zero that is connected to the graph, in the place of nnU-Net's loss."""
-    return sum(scale.sum() for scale in logits) * 0
-
-
 def without_supervision(trainer: SemiTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace nnU-Net's loss by zero: only the method's own terms are left."""
-    monkeypatch.setattr(trainer, "supervised_loss", no_supervision)
+    """Replace nnU-Net's loss of the labeled rows by zero: only the method's own terms are left."""
+    loss = trainer.supervised_loss
+
+    def of_own_terms(logits, target, weight=None):
+        if isinstance(target, list):  # the batch's, over the scales; that of a pseudo-label is a single tensor
+            return sum(scale.sum() for scale in logits) * 0
+        return loss(logits, target, weight)
+
+    monkeypatch.setattr(trainer, "supervised_loss", of_own_terms)
+
+
+def trusting(name: str, configuration: str, tiny: Tiny) -> str:
+    """Return a configuration in which every pseudo-label counts: a network without training is sure of nothing."""
+    if "threshold" not in keys_of(getattr(trainers, name).method_class.Config):
+        return configuration
+    configure(tiny, f"{configuration}_trusting", configuration, threshold=0.0)
+    return f"{configuration}_trusting"
 
 
 def draw_no_strong_views(trainer: SemiTrainer) -> None:

@@ -34,6 +34,7 @@ from tests.harness import (
     started,
     state_of,
     step,
+    trusting,
     without_supervision,
 )
 from tests.tiny import read_json, write_json
@@ -74,7 +75,7 @@ def test_a_step_changes_the_student_and_fits_the_plan(training, name, parent):
 @every_dimension
 def test_unlabeled_rows_teach_the_student_and_nothing_reaches_a_teacher(training, monkeypatch, name, parent):
     monkeypatch.setattr(swin_unet, "DROP_PATH", 0.0)  # in a small batch a whole branch may be left out by chance
-    trainer = started(name, f"{parent}_short")
+    trainer = started(name, trusting(name, f"{parent}_short", training))
     step(trainer)  # a teacher equal to the student, and an empty queue, are special
     without_supervision(trainer, monkeypatch)
     gradients = capture_gradients(trainer, monkeypatch)
@@ -103,7 +104,7 @@ def test_unlabeled_rows_teach_the_student_and_nothing_reaches_a_teacher(training
 def test_another_unlabeled_image_gives_another_loss(training, monkeypatch, name):
     losses = []
     for change in (0.0, 1.0):
-        trainer = started(name, "2d_short")
+        trainer = started(name, trusting(name, "2d_short", training))
         without_supervision(trainer, monkeypatch)
         trainer.current_epoch = 1
         batch = next(trainer.dataloader_train)
