@@ -155,12 +155,12 @@ def _places(sides: Tensor, size: Sequence[int]) -> Tensor:
 
 def _boxes(first: Tensor, sides: Tensor, size: Sequence[int]) -> Tensor:
     """Return the boxes (B, *size) bool with the given first voxels and sides (B, dim)."""
-    boxes = torch.ones(len(sides), *size, dtype=torch.bool)
-    for axis, n in enumerate(size):
+    boxes = torch.ones(len(sides), dtype=torch.bool)
+    for axis, n in enumerate(size):  # each adds its axis at the end
         place = torch.arange(n)
         start = first[:, axis, None]
         inside = (place >= start) & (place < start + sides[:, axis, None])
-        boxes &= inside.view(-1, *(n if other == axis else 1 for other in range(len(size))))
+        boxes = boxes[..., None] & inside.view(-1, *[1] * axis, n)
     return boxes
 
 
