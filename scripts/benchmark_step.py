@@ -23,7 +23,7 @@ from typing import Any
 from performance_page import benchmark_table, effects_tables
 from provenance import provenance, write_json
 from step_effects import measure_effects
-from steps import CONTROL, STOCK, VARIANT, Row, Task, draw, prepare_torch, read_task, seconds_of, started, variant
+from steps import CONTROL, STOCK, Row, Task, draw, prepare_torch, read_task, seconds_of, started
 
 from nnunet_semicon.errors import UserError
 
@@ -42,17 +42,12 @@ LIBRARIES = ["nnunetv2.training.nnUNetTrainer.nnUNetTrainer", "nnunet_semicon.tr
 
 
 def rows_to_measure(task: Task) -> list[Row]:
-    """Return stock, the control with all rows, the control with the methods' labeled rows, and every method."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
+    """Return stock, the control with all rows, and with ``labeled_per_step`` where that is set, and every method."""
     from nnunet_semicon import trainers
     from nnunet_semicon.configuration.plans import inherited_block
-    from nnunet_semicon.configuration.rules import plan_rows
 
-    batch_size = PlansManager(variant(task, None)).get_configuration(VARIANT).batch_size
     share = inherited_block(task.plans["configurations"], task.configuration).get("labeled_per_step")
-    of_methods = plan_rows(batch_size, share, 1, None, False).labeled
-    controls = [Row(STOCK, None), Row(CONTROL, None), Row(CONTROL, of_methods)]
+    controls = [Row(STOCK, None), Row(CONTROL, None), *([Row(CONTROL, share)] if share is not None else [])]
     methods = [name for name in trainers.__all__ if name != CONTROL]
     return [
         *controls,

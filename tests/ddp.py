@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ def train(
     batches: list[dict] | None = None,
     only_method: bool = False,
     validate: bool = False,
+    memory: Sequence[float | None] = (None,) * WORLD,
 ) -> list[dict]:
     """Train in two processes.
 
@@ -36,10 +38,11 @@ def train(
             None: each rank's own loader.
         only_method: without the supervised loss.
         validate: predict the validation cases at the end, each rank its part.
+        memory: bytes of each rank's GPU, as if it had one.
 
     Returns:
-        Per rank: ``start`` and ``state`` (tensors by name), ``cases`` drawn, and of every step ``scalars`` and
-        ``gradients`` (tensors by name).
+        Per rank: ``rows`` (labeled and unlabeled images), ``settings``, ``start`` and ``state`` (tensors by name),
+        ``cases`` drawn, and of every step ``scalars`` and ``gradients`` (tensors by name).
     """
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -49,7 +52,7 @@ def train(
         nnunet = {key: value for key, value in os.environ.items() if key.startswith("nnUNet_")}
         # a server process imports the libraries once and is forked for every rank
         multiprocessing.set_forkserver_preload(["tests.harness"])
-        args = (nnunet, name, configuration, steps, only_method, validate, port, folder)
+        args = (nnunet, name, configuration, steps, only_method, validate, memory, port, folder)
         mp.start_processes(_rank, args=args, nprocs=WORLD, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
 
@@ -85,6 +88,7 @@ def _rank(
     steps: int,
     only_method: bool,
     validate: bool,
+    memory: Sequence[float | None],
     port: int,
     folder: str,
 ) -> None:
@@ -100,6 +104,7 @@ def _rank(
     trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
     trainer = make_trainer(name, configuration)
     trainer.device, trainer.grad_scaler = torch.device("cpu"), None
+    trainer._device_memory = lambda: memory[rank]
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     if only_method:
@@ -115,7 +120,17 @@ def _rank(
         scalars.append(trainer.scalars.pop_means())
         gradients.append(gradients_of(trainer))
     start = {key: start.get(key, torch.zeros(0)) for key in state_of(trainer)}
-    content = {"start": start, "state": state_of(trainer), "cases": cases, "scalars": scalars, "gradients": gradients}
+    settings = {key: derived.value for key, derived in trainer.resolved.settings.items()}
+    rows = (trainer.rows.labeled, trainer.rows.images)
+    content = {
+        "rows": rows,
+        "settings": settings,
+        "start": start,
+        "state": state_of(trainer),
+        "cases": cases,
+        "scalars": scalars,
+        "gradients": gradients,
+    }
     torch.save(content, Path(folder) / f"{rank}.pt")
     if validate:
         run_validation(trainer)

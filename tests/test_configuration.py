@@ -19,7 +19,7 @@ from nnunet_semicon.configuration.config import (
     setting,
 )
 from nnunet_semicon.configuration.derived import Derived, Filled
-from nnunet_semicon.configuration.rules import SliceExtent, partitions, plan_rows
+from nnunet_semicon.configuration.rules import SliceExtent, partitions
 from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.meta_contrast import gamma_range, queue_size
@@ -89,24 +89,6 @@ def test_partitions_are_the_published_ones(dataset, shape, spacing, expected):
     assert partitions(SliceExtent(shape[0], shape[0] * spacing[0])).value == expected
 
 
-def test_rows_never_exceed_the_plan_unless_declared():
-    for batch_size in range(1, 40):
-        for views in (0, 1, 2):
-            for sample in (False, True):
-                plan = plan_rows(batch_size, None, views, 3, sample)
-                assert plan.student_rows == plan.labeled + views * plan.images
-                assert plan.extra_rows == max(0, plan.student_rows - batch_size)
-                if batch_size >= 1 + views * 1 + 1:
-                    assert plan.extra_rows == 0
-                if plan.scans:
-                    assert plan.images == plan.scans * plan.partitions_per_scan
-
-
-def test_sp_con_at_32_rows():
-    plan = plan_rows(32, 16, 2, 3, True)
-    assert (plan.labeled, plan.scans, plan.partitions_per_scan, plan.student_rows) == (16, 2, 3, 28)
-
-
 def test_gamma_reproduces_the_papers_best_values():
     gamma = gamma_range(2 * 30 - 1, 0.07, "linear")
     assert gamma["gamma_start"].value == pytest.approx(2, abs=0.01)
@@ -128,7 +110,14 @@ def test_every_value_is_written_with_its_reason(training):
         settings = json.load(file)["settings"]
     assert settings["num_epochs"] == {"value": 2, "reason": "set in the plans"}
     assert all(entry["reason"] for entry in settings.values())
-    assert {"gamma_start", "gamma_end", "queue_size", "partitions", "labeled_per_step"} <= settings.keys()
+    assert {
+        "gamma_start",
+        "gamma_end",
+        "queue_size",
+        "partitions",
+        "labeled_per_step",
+        "unlabeled_per_step",
+    } <= settings.keys()
 
 
 class Small(Settings):

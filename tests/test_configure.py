@@ -792,7 +792,12 @@ def test_needs_and_rows_in_words():
     assert what_it_needs(Needs()) == "labeled scans"
     assert what_it_needs(Needs(views=2, stage="pretrain")) == "unlabeled scans (without any, the training scans)"
     assert how_rows_are_spent(Needs()) == "all labeled"
-    assert how_rows_are_spent(Needs(views=1, student_views=1)).endswith("the rest 1 view of each unlabeled image")
+    assert how_rows_are_spent(Needs(views=1, student_views=1)) == (
+        "the planned ones labeled (labeled_per_step); of unlabeled images as many where memory allows "
+        "(unlabeled_per_step), 1 view of each"
+    )
+    paired = how_rows_are_spent(Needs(views=1, student_views=2, paired=True))
+    assert paired.endswith("of unlabeled images the same number, 2 views of each")
 
 
 def test_all_hyper_parameters_of_one_trainer(capsys):

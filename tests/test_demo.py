@@ -271,7 +271,7 @@ def test_every_row_is_trained_predicted_and_evaluated_at_the_same_budget(tmp_pat
         *("nnUNetv2_train", "nnUNetv2_predict", "nnUNetv2_evaluate_folder") * 3,
     ]
     assert f"-i '{root}/raw/Dataset500_CinePhantom/imagesTs'" in typed[5], "quoted as it must be typed"
-    budgets = [re.sub(r" labeled_per_step=6| --name \S+", "", words) for words in typed[2:4]]
+    budgets = [re.sub(r" labeled_per_step=6 unlabeled_per_step=3| --name \S+", "", words) for words in typed[2:4]]
     assert budgets[0] == budgets[1]
     assert [words for words in typed if words.startswith("nnUNetv2_train")] == [
         "nnUNetv2_train 500 2d_demo 0 -tr nnUNetTrainerSupervisedControl -device cpu",

@@ -4,7 +4,7 @@ import json
 import lzma
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_semicon.cli.main import main
+from nnunet_semicon.configuration.resolved import assignments
 from tests.earlier.make import rates_of
 from tests.harness import configure, make_trainer, run_until, scalars_of, started, step
 from tests.tiny import DATASET, SPACING_ZYX, Tiny, make_case, read_json
@@ -100,17 +101,37 @@ def _unpack(folder: Path, place: Tiny) -> Tiny:
 
 
 @pytest.fixture
-def use(unpacked, monkeypatch, tmp_path) -> Place:
-    """Returns a version's dataset in this process's environment, with results that the test may change."""
+def use(unpacked, monkeypatch, tmp_path) -> Iterator[Place]:
+    """Returns a version's dataset in this process's environment, with results and plans that the test may change."""
+    plans: dict[Path, bytes] = {}
 
     def of_version(version: str) -> Tiny:
         place = unpacked(version)
         place.use(monkeypatch)
+        plans[place.plans_file] = place.plans_file.read_bytes()
         shutil.copytree(place.results, tmp_path / "results")
         monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
         return place
 
-    return of_version
+    yield of_version
+    for file, content in plans.items():
+        file.write_bytes(content)
+
+
+# configuration -> what a refused resume says to set: v0.1.0 had other rows in a step
+OTHER_ROWS = {"contrast_s0": {"unlabeled_per_step": 1}}
+
+
+def set_rows_back(place: Tiny, stored: Stored) -> None:
+    """Give a configuration the rows that its version had."""
+    if stored.configuration in OTHER_ROWS:
+        set_also(place, stored, OTHER_ROWS[stored.configuration])
+
+
+def set_also(place: Tiny, stored: Stored, values: Mapping[str, object], without: Collection[str] = ()) -> None:
+    block = read_json(place.plans_file)["configurations"][stored.configuration]["semicon"]
+    kept = {key: value for key, value in block.items() if key not in without}
+    configure(place, stored.configuration, stored.parent, **{**kept, **values})
 
 
 def results_of(tmp_path: Path) -> Path:
@@ -188,7 +209,7 @@ def test_its_networks_are_exported(use, tmp_path, stored, network):
 
 @INTERRUPTED
 def test_it_resumes_with_everything_that_it_holds(use, monkeypatch, tmp_path, stored):
-    use(stored.version)
+    set_rows_back(use(stored.version), stored)
     path = results_of(tmp_path) / stored.path
     then = load(path)
     curves, settings = ((path.parent / name).read_text() for name in ("scalars.jsonl", "semicon_config.json"))
@@ -242,7 +263,7 @@ def with_settings(path: Path, change: Callable[[dict], object]) -> None:
 
 @INTERRUPTED
 def test_a_key_that_it_lacks_does_not_stop_a_resume(use, tmp_path, stored):
-    use(stored.version)
+    set_rows_back(use(stored.version), stored)
     path = results_of(tmp_path) / stored.path
     with_settings(path, lambda settings: settings.pop("cutout"))
     trainer = make_trainer(stored.trainer, stored.configuration, continue_training=True)
@@ -262,20 +283,47 @@ def test_a_key_that_it_lacks_does_not_stop_a_resume(use, tmp_path, stored):
 @OF_EACH_VERSION
 def test_another_value_stops_a_resume_and_the_sentence_restores_the_old_one(use, tmp_path, version, change, now):
     place = use(version)
-    plans = place.plans_file.read_bytes()
     latest = stored_checkpoints("checkpoint_latest.pth.xz")
     stored = next(s for s in latest if s.version == version and s.trainer == "nnUNetTrainerMeanTeacher")
     path = results_of(tmp_path) / stored.path
     with_settings(path, change)
-    try:
-        if now:
-            block = read_json(place.plans_file)["configurations"][stored.configuration]["semicon"]
-            configure(place, stored.configuration, stored.parent, **{**block, "cutout": now})
-        trainer = make_trainer(stored.trainer, stored.configuration, continue_training=True)
-        with pytest.raises(SystemExit, match=f"--set cutout={'false' if now else 'true'}"):
-            trainer.load_checkpoint(str(path))
-    finally:
-        place.plans_file.write_bytes(plans)
+    if now:
+        set_also(place, stored, {"cutout": now})
+    trainer = make_trainer(stored.trainer, stored.configuration, continue_training=True)
+    with pytest.raises(SystemExit, match=f"--set cutout={'false' if now else 'true'}"):
+        trainer.load_checkpoint(str(path))
+
+
+V010 = [s for s in stored_checkpoints("checkpoint_latest.pth.xz") if s.version == "v0.1.0"]
+# with labeled_per_step as it was set, and as if nothing had been set: then the rule of its time gave the same number
+REFUSED = [
+    *((s, ()) for s in V010 if s.configuration in OTHER_ROWS),
+    *((s, ("labeled_per_step",)) for s in V010 if s.trainer != "nnUNetTrainerSPConPretrain"),
+]
+
+
+@pytest.mark.parametrize(("stored", "without"), REFUSED, ids=str)
+def test_other_rows_stop_a_resume_and_the_sentence_restores_them(use, monkeypatch, tmp_path, stored, without):
+    place = use(stored.version)
+    set_also(place, stored, {}, without)
+    path = str(results_of(tmp_path) / stored.path)
+    then = load(Path(path))["semicon"]["settings"]
+    trainer = make_trainer(stored.trainer, stored.configuration, continue_training=True)
+    with pytest.raises(SystemExit) as refused:
+        trainer.load_checkpoint(path)
+    words = re.search(r"--set ([^`]+)`", str(refused.value))[1].split()
+    assert {word.split("=")[0] for word in words} <= {"labeled_per_step", "unlabeled_per_step"}
+    options = ["-d", "901", "-c", stored.parent, "--name", stored.configuration, "--force", "--set"]
+    block = read_json(place.plans_file)["configurations"][stored.configuration]["semicon"]
+    kept = assignments({key: value for key, value in block.items() if f"{key}=" not in " ".join(words)}).split()
+    assert main(["configure", *options, *kept, *words]) == 0
+
+    trainer = make_trainer(stored.trainer, stored.configuration, continue_training=True)
+    trainer.load_checkpoint(path)
+    assert trainer.rows.labeled == then["labeled_per_step"]
+    assert trainer.rows.student_rows == then["student_rows"]
+    run_until(trainer, None, monkeypatch)
+    assert scalars_of(trainer)[-1]["epoch"] == 1
 
 
 # --- plans, sweep, results ---------------------------------------------------------------------------------------
@@ -283,7 +331,7 @@ def test_another_value_stops_a_resume_and_the_sentence_restores_the_old_one(use,
 
 @EVERY
 def test_its_plans_block_says_what_it_said(use, tmp_path, stored):
-    use(stored.version)
+    set_rows_back(use(stored.version), stored)
     file = results_of(tmp_path) / stored.path.parent / "semicon_config.json"
     then = read_json(file)
     file.unlink()

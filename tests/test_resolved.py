@@ -25,17 +25,17 @@ from tests.tiny import write_json
 SPCON = "nnUNetTrainerSPCon"
 
 
-# example, configuration -> labeled rows, student rows, partitions, weights, queue, gamma
+# example, configuration -> labeled rows, unlabeled images, student rows, partitions, weights, queue, gamma
 PINNED = {
-    ("acdc", "2d"): (28, 52, 3, {"position": 1, "patient": 0.01, "phase": 0.001}, 0, (1.536, 48.58)),
-    ("acdc", "3d_fullres"): (3, 7, None, {"patient": 0.01, "phase": 0.001}, 96, (2.252, 50.76)),
-    ("hippocampus", "2d"): (138, 276, 3, {"position": 1, "patient": 0.01}, 0, (2.411, 51.25)),
-    ("hippocampus", "3d_fullres"): (3, 7, None, {"patient": 0.01}, 96, (2.252, 50.76)),
-    ("promise12", "2d"): (16, 26, 5, {"position": 1, "patient": 0.01}, 160, (2.514, 51.57)),
-    ("mmwhs", "2d"): (6, 12, 7, {"position": 1, "patient": 0.01}, 224, (2.663, 52.04)),
-    ("spleen", "2d"): (6, 12, 7, {"position": 1, "patient": 0.01}, 224, (2.663, 52.04)),
-    ("rgb2d", "2d"): (6, 12, None, {"patient": 0.01}, 96, (2.261, 50.79)),
-    ("volume3d", "3d_fullres"): (1, 3, 7, {"position": 1, "patient": 0.01, "scanner": 0.001}, 224, (2.654, 52.01)),
+    ("acdc", "2d"): (56, 54, 164, 3, {"position": 1, "patient": 0.01, "phase": 0.001}, 0, (2.290, 50.88)),
+    ("acdc", "3d_fullres"): (7, 7, 21, None, {"patient": 0.01, "phase": 0.001}, 96, (2.299, 50.91)),
+    ("hippocampus", "2d"): (277, 276, 829, 3, {"position": 1, "patient": 0.01}, 0, (3.093, 53.37)),
+    ("hippocampus", "3d_fullres"): (7, 7, 21, None, {"patient": 0.01}, 96, (2.299, 50.91)),
+    ("promise12", "2d"): (32, 30, 92, 5, {"position": 1, "patient": 0.01}, 0, (1.998, 49.98)),
+    ("mmwhs", "2d"): (12, 7, 26, 7, {"position": 1, "patient": 0.01}, 224, (2.679, 52.09)),
+    ("spleen", "2d"): (12, 7, 26, 7, {"position": 1, "patient": 0.01}, 224, (2.679, 52.09)),
+    ("rgb2d", "2d"): (12, 12, 36, None, {"patient": 0.01}, 0, (1.536, 48.58)),
+    ("volume3d", "3d_fullres"): (2, 2, 6, 7, {"position": 1, "patient": 0.01, "scanner": 0.001}, 224, (2.658, 52.02)),
 }
 
 
@@ -43,8 +43,9 @@ PINNED = {
 def test_resolved_values_are_pinned(example, configuration):
     run = resolved(read_example(example), configuration, SPCON)
     values = {key: derived.value for key, derived in run.settings.items()}
-    labeled, rows, partitions, weights, queue, gamma = PINNED[example, configuration]
-    assert (values["labeled_per_step"], values["student_rows"], values["partitions"]) == (labeled, rows, partitions)
+    labeled, unlabeled, rows, partitions, weights, queue, gamma = PINNED[example, configuration]
+    assert (values["labeled_per_step"], values["unlabeled_per_step"]) == (labeled, unlabeled)
+    assert (values["student_rows"], values["partitions"]) == (rows, partitions)
     assert values["lambda"] == weights
     assert values["queue_size"] == queue
     assert (values["gamma_start"], values["gamma_end"]) == pytest.approx(gamma, rel=1e-3)
@@ -140,11 +141,15 @@ def test_the_page_says_which_defaults_are_a_trainers_own():
 
 @pytest.mark.parametrize("trainer", [SPCON, "nnUNetTrainerSupervisedControl", "nnUNetTrainerMCSC"])
 def test_neither_the_number_of_ranks_nor_their_memory_is_a_setting(trainer):
-    """A checkpoint of one machine goes on, or is validated, on another one; ranks may have different shares."""
+    """A checkpoint of one machine goes on, or is validated, on another one; ranks may have different shares.
+
+    What a rule made of the memory when the run began is kept.
+    """
     acdc = read_example("acdc")
     configuration = acdc["configurations"]["2d"]
-    first, *others = (
-        resolve_run(
+
+    def resolve(share: int | None = None, ranks: int = 1, memory: float | None = None, stored=None):
+        return resolve_run(
             {**configuration, "batch_size": 7},
             acdc,
             acdc["fingerprint"],
@@ -153,14 +158,18 @@ def test_neither_the_number_of_ranks_nor_their_memory_is_a_setting(trainer):
             "cuda",
             "the example",
             rank_batch_size=share,
+            ranks=ranks,
             memory=memory,
+            stored=stored,
         )
-        for share, memory in ((None, None), (4, None), (3, None), (None, 1.0), (4, 1.0))
-    )
-    stored = {key: derived.value for key, derived in first.settings.items()}
-    for other in others:
-        assert other.changed(stored) == {}
-    assert {run.rows.student_rows for run in others} != {first.rows.student_rows}
+
+    machines = [{}, {"share": 4, "ranks": 2}, {"share": 3, "ranks": 2}, {"memory": 1.0}, {"share": 4, "memory": 1.0}]
+    for first in ({}, {"memory": 1.0}):
+        begun = resolve(**first)
+        stored = {key: derived.value for key, derived in begun.settings.items()}
+        others = [resolve(**machine, stored=stored) for machine in machines]
+        assert all(other.changed(stored) == {} for other in others)
+        assert {run.rows.student_rows for run in others} != {begun.rows.student_rows}
 
 
 def test_rows_that_two_networks_cannot_share_are_said_to_be_too_many():
@@ -176,9 +185,9 @@ def test_rows_that_two_networks_cannot_share_are_said_to_be_too_many():
         memory=1.0,
     )
     reason = run.settings["student_rows"].reason
-    assert run.rows.student_rows == 2
-    assert reason.startswith("2 planned rows shared by 2 networks: they would need about ")
-    assert reason.endswith("1 more than planned: the method's minimum; memory grows with it")
+    assert (run.rows.labeled, run.rows.images) == (1, 1)
+    assert reason.startswith("2 planned rows shared by 2 networks: 2 rows would need about ")
+    assert reason.endswith("1 more than planned: memory grows with them")
 
 
 def test_changes_name_what_changed_and_ignore_what_may():

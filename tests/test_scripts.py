@@ -409,15 +409,17 @@ def test_the_figure_changes_with_its_numbers_alone(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_benchmark_measures_every_trainer(prepared, tmp_path):
+def test_the_benchmark_measures_every_trainer(training, tmp_path):
     from nnunet_semicon import trainers
+    from tests.harness import configure
 
     out = tmp_path / "benchmark_step_tiny.json"
-    words = ["-d", "901", "-c", "2d_short", "--steps", 2, "--warmup", 1, "--out", out]
-    before = sorted(prepared.root.rglob("*"))
-    done = script("benchmark_step.py", *words, env=prepared.env)
+    configure(training, "half", "2d_short", labeled_per_step=2)
+    words = ["-d", "901", "-c", "half", "--steps", 2, "--warmup", 1, "--out", out]
+    before = sorted(training.root.rglob("*"))
+    done = script("benchmark_step.py", *words, env=training.env)
     assert done.returncode == 0, done.stderr
-    assert sorted(prepared.root.rglob("*")) == before
+    assert sorted(training.root.rglob("*")) == before
 
     content = json.loads(out.read_text())
     rows = content["rows"]

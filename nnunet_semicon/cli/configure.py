@@ -243,9 +243,11 @@ def delete(args: argparse.Namespace, place: Place) -> None:
 
 def show(args: argparse.Namespace, place: Place) -> None:
     """Print every hyper-parameter that a run would have, with its reason; nothing is written."""
+    import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     from nnunet_semicon.catalogue import find_trainer
+    from nnunet_semicon.training.memory import memory_of
 
     trainer = find_trainer(args.tr or DEFAULT_TRAINER)
     device = args.device or DEFAULT_DEVICE
@@ -263,7 +265,15 @@ def show(args: argparse.Namespace, place: Place) -> None:
     where = f"the '{BLOCK}' block of configuration '{title}' ({args.p}.json)"
     fingerprint = read_fingerprint(place.preprocessed)
     resolved = resolve_run(
-        configuration, plans, fingerprint, meta, trainer.method_class, device, where, defaults=trainer.defaults
+        configuration,
+        plans,
+        fingerprint,
+        meta,
+        trainer.method_class,
+        device,
+        where,
+        defaults=trainer.defaults,
+        memory=memory_of(torch.device(device)),
     )
     print(f"{trainer.__name__} on {place.dataset}, configuration {title}, device {device}:")
     print(as_table(resolved.settings, wrap=True))

@@ -61,13 +61,14 @@ def what_it_needs(needs: "Needs") -> str:
 
 
 def how_rows_are_spent(needs: "Needs") -> str:
-    """Return what the rows of the planned batch size are, in words."""
+    """Return what the rows of a step are, in words."""
     if needs.student_views == 0:
         return "all labeled" if needs.labeled_views == 1 else f"{needs.labeled_views} views of each labeled image"
     views = "1 view" if needs.student_views == 1 else f"{needs.student_views} views"
     if needs.stage == "pretrain":
         return f"{views} of each image, none labeled"
-    return f"half of them labeled (labeled_per_step), the rest {views} of each unlabeled image"
+    number = "the same number" if needs.paired else "as many where memory allows (unlabeled_per_step)"
+    return f"the planned ones labeled (labeled_per_step); of unlabeled images {number}, {views} of each"
 
 
 def hyper_parameters(name: str) -> str:

@@ -20,7 +20,7 @@ class Facts:
         unusable: meta-label -> why the data does not carry it.
         rows: how the rows of a step are spent, all ranks together: no rule may depend on the number of ranks.
         network: cost and sizes of the planned network, one row.
-        steps: of the run.
+        steps: training steps of the run.
     """
 
     partitions: int | None

@@ -17,6 +17,7 @@ class Needs:
         labeled_views: rows of the student's forward pass per labeled image.
         draw_all: the unlabeled stream draws from the labeled training cases too (never their labels).
         sample_scans: draw scans x partitions instead of single images.
+        paired: every labeled row belongs to one unlabeled image: a step has as many of them. Not with ``sample_scans``.
         meta: the method reads ``batch.meta``.
         taps: places whose features the student returns (:mod:`nnunet_semicon.networks.taps`).
         perturb: the student drops feature channels of rows that the method names.
@@ -30,6 +31,7 @@ class Needs:
     labeled_views: int = 1
     draw_all: bool = False
     sample_scans: bool = False
+    paired: bool = False
     meta: bool = False
     taps: tuple[str, ...] = ()
     perturb: bool = False

@@ -5,8 +5,8 @@ block of the plans -> settings of this trainer's method -> filled by its rules -
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol
 
 from nnunet_semicon.configuration import rules
@@ -23,6 +23,7 @@ from nnunet_semicon.tables import render
 
 # a resumed run may differ in these: they change neither the data nor the weights of the finished run
 MAY_CHANGE = ("device", "save_every", "student_rows")
+ROWS = ("labeled_per_step", "unlabeled_per_step")
 RETIRED = ("window_size",)  # keys of earlier checkpoints that were never settings
 
 
@@ -53,6 +54,7 @@ class Resolved:
         config: settings of the method (an instance of its ``Config``); no value is open.
         needs: what the method asks of the trainer with these settings.
         rows: how this rank spends the rows of a step.
+        too_large: why a step has the planned rows alone, where memory decided so.
         facts: what the method's own rules looked at.
         columns: columns of the meta table that serve as labels.
         reasons: key -> reason of what the method's own rules filled.
@@ -66,6 +68,7 @@ class Resolved:
     config: Settings
     needs: Needs
     rows: rules.RowPlan
+    too_large: str | None
     facts: Facts
     columns: Mapping[str, MetaColumn]
     reasons: Mapping[str, str]
@@ -83,7 +86,7 @@ class Resolved:
             stored: hyper-parameter -> value, from the checkpoint.
         """
         kept = {key: value for key, value in stored.items() if key not in RETIRED}
-        then = {**{key: self.unset.get(key) for key in self.settings}, **kept}
+        then = {**{key: self.unset.get(key) for key in self.settings}, **self._earlier_rows(stored), **kept}
         return changes(then, {key: derived.value for key, derived in self.settings.items()})
 
     def restoring(self, changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -92,8 +95,18 @@ class Resolved:
         Args:
             changed: what :meth:`changed` returned.
         """
-        keys = [key for key in changed if key not in self.ruled] or list(changed)
+        # rows follow from rules too, but from those of another version or of another memory
+        keys = [key for key in changed if key not in self.ruled or key in ROWS] or list(changed)
         return assignments({key: changed[key][0] for key in keys})
+
+    def _earlier_rows(self, stored: Mapping[str, Any]) -> dict[str, int]:
+        """Return the unlabeled images of a checkpoint without the key: they had what labeled rows left of the batch."""
+        batch_size, labeled = stored.get("batch_size"), stored.get("labeled_per_step")
+        if batch_size is None or labeled is None:
+            return {}
+        left = max(1, (batch_size - labeled) // max(1, self.needs.student_views))
+        rows = rules.plan_rows(batch_size, labeled or None, left, self.needs, stored.get("partitions"))
+        return {"unlabeled_per_step": rows.images}
 
 
 def resolve_run(
@@ -105,8 +118,10 @@ def resolve_run(
     device: str,
     where: str,
     rank_batch_size: int | None = None,
+    ranks: int = 1,
     defaults: Mapping[str, Any] | None = None,
     memory: float | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> Resolved:
     """Resolve a run; a pure function.
 
@@ -119,8 +134,10 @@ def resolve_run(
         device: ``cpu``, ``cuda`` or ``mps``.
         where: file and configuration, for error messages.
         rank_batch_size: planned rows of this rank; None: the whole batch on one device.
+        ranks: that share the batch.
         defaults: what the trainer sets in the place of the method's defaults, as a ``semicon`` block.
-        memory: of the device in bytes; None: not known, or not scarce.
+        memory: of the smallest device in bytes; None: not known, or not scarce.
+        stored: settings of the checkpoint that the run goes on from; None: a new run.
 
     Raises:
         UserError: a value of the ``semicon`` block is refused.
@@ -137,25 +154,24 @@ def resolve_run(
     partitions = partitions_of(configuration, plans, fingerprint)
     if run.partitions is not None:
         partitions = Derived(run.partitions, SET)
-    labeled_per_step: int | None = run.labeled_per_step  # still open, where it is not set
-
-    def rows_of(share: int) -> rules.RowPlan:
-        labeled = labeled_per_step and max(1, labeled_per_step * share // batch_size)
-        return rules.plan_rows(
-            share,
-            labeled,
-            needs.student_views,
-            partitions.value,
-            needs.sample_scans,
-            needs.stage,
-            needs.labeled_views,
-        )
-
     cost = network_cost(configuration)
-    planned = rank_batch_size or batch_size
     second = None if needs.second_network is None else _second_cost(needs.second_network, configuration, cost)
-    fitting = rules.fitting_rows(planned, cost, second, memory)
-    rows, all_rows = rows_of(fitting.value), rows_of(batch_size)
+    largest_share = -(-batch_size // ranks)
+
+    def share_of(rows: rules.RowPlan, share: int) -> rules.RowPlan:
+        return rows if share == batch_size else rules.share_of(rows, share, batch_size, needs, partitions.value)
+
+    def too_large(rows: rules.RowPlan) -> str | None:
+        return rules.too_large(share_of(rows, largest_share).student_rows, cost, second, memory)
+
+    asked: tuple[int | None, int | None] = (run.labeled_per_step, run.unlabeled_per_step)  # open, where not set
+    _refuse_unpaired(needs, asked, where)
+    many, few = (rules.plan_rows(batch_size, *asked, needs, partitions.value, fits) for fits in (True, False))
+    all_rows, why_planned = _rows_of_run(many, few, too_large, stored)
+
+    planned = rank_batch_size or batch_size
+    fitting = rules.fitting_rows(planned, share_of(all_rows, planned).student_rows, cost, second, memory)
+    rows = share_of(all_rows, fitting.value)
     facts = _facts(partitions, label_columns, all_rows, cost, run.num_epochs * run.num_iterations_per_epoch)
     try:
         filled = method.derive(config, facts)
@@ -165,7 +181,10 @@ def resolve_run(
     filled_run = (
         Filled(run)
         .fill(partitions=partitions, learning_rate=learning_rate(run.optimizer))
-        .replace(labeled_per_step=Derived(all_rows.labeled, all_rows.reason))
+        .replace(
+            labeled_per_step=Derived(all_rows.labeled, all_rows.reason),
+            unlabeled_per_step=Derived(all_rows.images, all_rows.reason if all_rows.images else "labeled rows only"),
+        )
     )
     settings = {
         **_with_reasons(filled_run, block, own),
@@ -173,7 +192,7 @@ def resolve_run(
         "batch_size": Derived(batch_size, "planned by nnU-Net, or set in the plans"),
         "student_rows": Derived(rows.student_rows, _rows_in_words(rows, all_rows, fitting)),
         "slice_axis": rules.slice_axis(plans["transpose_forward"]),
-        "device": Derived(device, "no value depends on it" if second is None else "rows depend on its memory"),
+        "device": Derived(device, _about_device(device, memory, many, few, second)),
     }
     used = {name: meta.columns[name] for name in meta.labels()} if meta else {}
     unused = tuple(key for key in block if key not in settings)
@@ -182,6 +201,7 @@ def resolve_run(
         filled.config,
         needs,
         rows,
+        why_planned,
         facts,
         used,
         filled.reasons,
@@ -318,6 +338,61 @@ def _second_cost(kind: str, configuration: Mapping[str, Any], planned: NetworkCo
     return network_cost({**configuration, "architecture": unet_architecture(kind, configuration["architecture"])})
 
 
+def _refuse_unpaired(needs: Needs, asked: tuple[int | None, int | None], where: str) -> None:
+    """Refuse unequal rows for a method that pairs them.
+
+    Raises:
+        UserError: names both numbers.
+    """
+    labeled, unlabeled = asked
+    if needs.paired and None not in asked and labeled != unlabeled:
+        raise UserError(
+            f"labeled_per_step is {labeled} and unlabeled_per_step is {unlabeled} in {where}, but this trainer pairs "
+            "each labeled image with an unlabeled one: set both to one number, or leave one of them out"
+        )
+
+
+def _rows_of_run(
+    many: rules.RowPlan,
+    few: rules.RowPlan,
+    too_large: Callable[[rules.RowPlan], str | None],
+    stored: Mapping[str, Any] | None,
+) -> tuple[rules.RowPlan, str | None]:
+    """Return the rows of the whole batch, and why they are few where memory decides so.
+
+    Args:
+        many: those beyond the planned ones too.
+        few: the planned ones alone; equal to ``many`` where there is nothing to decide.
+        too_large: says why rows do not fit, None if they do.
+        stored: settings of the checkpoint that the run goes on from, perhaps with another memory; None: a new run.
+    """
+    if many == few:
+        return many, None
+    if stored is not None:
+        kept = tuple(stored.get(key) for key in ROWS)
+        for rows in (many, few):
+            if (rows.labeled, rows.images) == kept:
+                return replace(rows, reason=f"{rows.reason}; as the run began"), None
+    why = too_large(many)
+    if why is None:
+        return many, None
+    return replace(few, reason=f"{few.reason}; no more than planned: {why}"), why
+
+
+def _about_device(
+    device: str, memory: float | None, many: rules.RowPlan, few: rules.RowPlan, second: NetworkCost | None
+) -> str:
+    """Say whether rows depend on the memory of a GPU, and on which."""
+    if many == few and second is None:
+        return "no value depends on it"
+    if device != "cuda":
+        return f"on {device} no value depends on it; on cuda, rows depend on the memory of the GPU"
+    if memory is not None:
+        return f"rows depend on its memory of {memory / 1e9:.1f} GB"
+    less = "" if many == few else f": {few.labeled} labeled and {few.images} unlabeled images where more do not fit"
+    return f"rows depend on the memory of the GPU, which is not known here{less}"
+
+
 def _facts(
     partitions: Derived, columns: Mapping[str, str | None], rows: rules.RowPlan, network: NetworkCost, steps: int
 ) -> Facts:
@@ -330,10 +405,10 @@ def _facts(
 
 
 def _rows_in_words(rows: rules.RowPlan, all_rows: rules.RowPlan, fitting: Derived) -> str:
-    """Say where this rank's rows come from: the plan, or its share by ranks and memory; and the method's minimum."""
+    """Say where this rank's rows come from: the plan, or its share by ranks and memory; and how many are more."""
     words = [] if rows.extra_rows and rows == all_rows else [fitting.reason]
     if rows != all_rows:
         words.append(f"here {rows.reason}")
     if rows.extra_rows:
-        words.append(f"{rows.extra_rows} more than planned: the method's minimum; memory grows with it")
+        words.append(f"{rows.extra_rows} more than planned: memory grows with them")
     return "; ".join(words)

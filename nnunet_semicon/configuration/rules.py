@@ -6,12 +6,13 @@ method stand in that method's file.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from statistics import median
 from typing import Any, NamedTuple
 
 from nnunet_semicon.configuration.cost import NetworkCost
 from nnunet_semicon.configuration.derived import Derived
-from nnunet_semicon.configuration.needs import Stage
+from nnunet_semicon.configuration.needs import Needs
 
 BYTES_PER_VALUE = 8  # nnU-Net's planner: 8 GB for 1.02e9 (2d) or 1.12e9 (3d) values of feature maps
 
@@ -73,15 +74,15 @@ def partitions(extent: SliceExtent, covered_by_patch: float = 0.0) -> Derived:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """How the rows of one training step are spent (one rank).
+    """How the rows of one training step are spent.
 
     Attributes:
-        labeled: labeled rows.
+        labeled: labeled images.
         images: unlabeled images; with the sampler ``scans * partitions_per_scan``.
         scans: scans per step for the meta-label sampler, 0 without it.
         partitions_per_scan: images drawn from each scan, each from another partition.
         student_rows: rows of the student's forward pass.
-        extra_rows: rows beyond the planned batch size, because the method's minimum does not fit.
+        extra_rows: rows beyond the planned batch size; memory grows with them.
         reason: in words.
     """
 
@@ -97,58 +98,104 @@ class RowPlan:
 def plan_rows(
     batch_size: int,
     labeled_per_step: int | None,
-    student_views: int,
+    unlabeled_per_step: int | None,
+    needs: Needs,
     partition_count: int | None,
-    sample_scans: bool,
-    stage: Stage = "joint",
-    labeled_views: int = 1,
+    fits: bool = True,
 ) -> RowPlan:
-    """Spend ``batch_size`` rows on views of labeled images and of unlabeled ones.
+    """Spend the rows of a step on views of labeled images and of unlabeled ones.
 
     Args:
-        batch_size: planned rows of this rank, so that memory stays what nnU-Net planned.
-        labeled_per_step: labeled rows of this rank; None: all of them (``student_views`` 0) or half.
-        student_views: rows of the student per unlabeled image; 0: the method uses none.
+        batch_size: planned by nnU-Net, at most 5 % of the *labeled* voxels: few rows where few scans are labeled.
+        labeled_per_step: labeled images; None: as many as planned rows.
+        unlabeled_per_step: unlabeled images; None: as many as the labeled ones.
+        needs: of the method. A pre-training sees no more rows than planned, unless more are asked for; one with
+            unlabeled images has no labeled row.
         partition_count: S, or None without a slice axis.
-        sample_scans: draw scans x partitions instead of single images.
-        stage: ``pretrain`` with unlabeled images has no labeled row, whatever ``labeled_per_step`` says.
-        labeled_views: rows of the student per labeled image.
+        fits: whether rows beyond ``batch_size`` fit into memory; if not, unlabeled images and further views take a part
+            of the planned rows, unless the number of images is asked for.
     """
-    if student_views == 0:
-        labeled = labeled_per_step or max(1, batch_size // labeled_views)
-        rows = labeled * labeled_views
+    views = needs.student_views
+    if views == 0:
+        in_plan = max(1, batch_size // needs.labeled_views)
+        labeled = labeled_per_step or (batch_size if fits and needs.stage == "joint" else in_plan)
+        rows = labeled * needs.labeled_views
         reason = "labeled rows only"
-        if labeled_views > 1:
-            reason = f"{labeled} labeled images x {labeled_views} views = {rows} of {batch_size} planned rows"
+        if needs.labeled_views > 1:
+            reason = f"{labeled} labeled images x {needs.labeled_views} views = {rows} rows, {batch_size} planned"
         return RowPlan(labeled, 0, 0, 0, rows, max(0, rows - batch_size), reason)
-    labeled = 0 if stage == "pretrain" else labeled_per_step or max(1, batch_size // 2)
-    images = max(1, (batch_size - labeled) // student_views)
+    if needs.stage == "pretrain":
+        labeled = 0
+        images = unlabeled_per_step or max(1, batch_size // views)
+    elif needs.paired:
+        share = batch_size if fits else max(1, batch_size // (1 + views))
+        labeled = images = labeled_per_step or unlabeled_per_step or share
+    else:
+        asked = fits or unlabeled_per_step is not None
+        labeled = labeled_per_step or (batch_size if asked else max(1, batch_size // 2))
+        left = max(1, (batch_size - labeled) // views)
+        images = unlabeled_per_step or (labeled if fits else left if labeled_per_step is None else min(labeled, left))
     scans, per_scan = 0, 0
-    if sample_scans:
+    if needs.sample_scans:
         per_scan = min(partition_count or 1, images)
         scans = images // per_scan
         images = scans * per_scan
-    rows = labeled + images * student_views
-    what = f"{images} unlabeled images" + (f" ({scans} scans x {per_scan} partitions)" if sample_scans else "")
-    reason = f"{labeled} labeled rows + {what} x {student_views} views = {rows} of {batch_size} planned rows"
+    rows = labeled + images * views
+    what = f"{images} unlabeled images" + (f" ({scans} scans x {per_scan} partitions)" if needs.sample_scans else "")
+    reason = f"{labeled} labeled rows + {what} x {views} views = {rows} rows, {batch_size} planned"
     return RowPlan(labeled, images, scans, per_scan, rows, max(0, rows - batch_size), reason)
 
 
-def fitting_rows(batch_size: int, network: NetworkCost, second: NetworkCost | None, memory: float | None) -> Derived:
-    """Rows of a step: the planned ones, or as many as keep the maps of two networks within what was planned for one.
+def share_of(rows: RowPlan, share: int, batch_size: int, needs: Needs, partition_count: int | None) -> RowPlan:
+    """Return the part of a step's rows that belongs to some of the planned rows, such as those of one rank.
 
     Args:
-        batch_size: planned for one network.
+        rows: of the whole batch.
+        share: planned rows that count.
+        batch_size: all planned rows.
+        needs: of the method.
+        partition_count: S, or None without a slice axis.
+    """
+
+    def part(images: int) -> int | None:
+        return max(1, ceil(images * share / batch_size - 0.5)) if images else None  # halves are rounded down
+
+    return plan_rows(share, part(rows.labeled), part(rows.images), needs, partition_count)
+
+
+def too_large(rows: int, network: NetworkCost, second: NetworkCost | None, memory: float | None) -> str | None:
+    """Say why rows do not fit into memory, by nnU-Net's own estimate; None: they fit.
+
+    Args:
+        rows: of the student's forward pass.
         network: cost and sizes of the planned network, one row.
         second: of the network that trains beside it on every row; None: there is none.
         memory: of the device in bytes; None: not known, or not scarce (CPU).
     """
-    if second is None or memory is None:
-        return Derived(batch_size, "as planned")
-    both = network.values + second.values
-    needed = batch_size * both * BYTES_PER_VALUE
+    if memory is None:
+        return None
+    if network.values == 0:
+        return "the plans do not say how much memory the network needs"
+    needed = rows * (network.values + (0 if second is None else second.values)) * BYTES_PER_VALUE
     if needed <= memory:
+        return None
+    return f"{rows} rows would need about {needed / 1e9:.1f} GB of {memory / 1e9:.1f} GB"
+
+
+def fitting_rows(
+    batch_size: int, rows: int, network: NetworkCost, second: NetworkCost | None, memory: float | None
+) -> Derived:
+    """Planned rows that count: all, or as many as keep the maps of two networks within what was planned for one.
+
+    Args:
+        batch_size: planned for one network.
+        rows: of the student's forward pass, where all planned rows count.
+        network: as for :func:`too_large`, like the arguments that follow.
+        second: see there.
+        memory: see there.
+    """
+    why = None if second is None else too_large(rows, network, second, memory)
+    if second is None or why is None or network.values == 0:
         return Derived(batch_size, "as planned")
-    words = f"they would need about {needed / 1e9:.0f} GB of {memory / 1e9:.0f} GB"
-    rows = max(1, int(batch_size * network.values / both))
-    return Derived(rows, f"{batch_size} planned rows shared by 2 networks: {words}")
+    share = max(1, int(batch_size * network.values / (network.values + second.values)))
+    return Derived(share, f"{batch_size} planned rows shared by 2 networks: {why}")

@@ -19,6 +19,9 @@ class RunConfig(Settings):
     labeled_per_step: int = open_setting(
         "labeled images per training step (all ranks together); null: derived from the batch size", low=1
     )
+    unlabeled_per_step: int = open_setting(
+        "unlabeled images per training step (all ranks together); null: as many as the labeled ones", low=1
+    )
     partitions: int | None = open_setting("groups of slice positions along the slice axis; null: derived", low=2)
     nonlinear: bool = setting(
         True, "strong views also change intensities nonlinearly: random monotone maps and a smooth field"

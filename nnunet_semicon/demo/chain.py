@@ -23,6 +23,8 @@ EPOCHS = 10
 STEPS_PER_EPOCH = 40
 BATCH_SIZE = 12  # planned for a large GPU it would be several hundred
 LABELED_PER_STEP = BATCH_SIZE // 2
+UNLABELED_PER_STEP = LABELED_PER_STEP // 2  # in two views each: as many rows as the control has
+ROWS_OF_HALF = (f"labeled_per_step={LABELED_PER_STEP}", f"unlabeled_per_step={UNLABELED_PER_STEP}")
 BUDGET = (
     f"batch_size={BATCH_SIZE}",
     f"num_epochs={EPOCHS}",
@@ -148,7 +150,7 @@ def commands(folder: Folder, device: str) -> list[Command]:
         Command("configure", (*configure, CONTROL.configuration, "--set", *settings)),
         Command(
             "configure_half",
-            (*configure, SP_CON.configuration, "--set", *settings, f"labeled_per_step={LABELED_PER_STEP}"),
+            (*configure, SP_CON.configuration, "--set", *settings, *ROWS_OF_HALF),
         ),
     ]
     for row in ROWS:

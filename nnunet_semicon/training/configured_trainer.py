@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from nnunet_semicon import __version__
 from nnunet_semicon.configuration.config import BLOCK, check_keys, keys_of
@@ -17,6 +18,7 @@ from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.data.unlabeled import dataset_option
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.methods.base import Method
+from nnunet_semicon.training.memory import memory_of, smallest_over_ranks
 from nnunet_semicon.training.stream_trainer import StreamTrainer
 
 
@@ -25,6 +27,7 @@ class ConfiguredTrainer(StreamTrainer):
 
     method_class: ClassVar[type[Method]]
     defaults: ClassVar[Mapping[str, Any]] = {}  # a `semicon` block: what this trainer sets in place of the method's
+    _stored: Mapping[str, Any] | None = None  # settings of the checkpoint that a run goes on from; None: a new run
 
     def _refuse_what_we_cannot_do(self) -> None:
         if self.is_cascaded:
@@ -66,13 +69,15 @@ class ConfiguredTrainer(StreamTrainer):
             self.device.type,
             where,
             rank_batch_size=self.batch_size,
+            ranks=dist.get_world_size() if self.is_ddp else 1,
             defaults=self.defaults,
-            memory=self._device_memory(),
+            memory=smallest_over_ranks(self._device_memory()),
+            stored=self._stored,
         )
 
     def _device_memory(self) -> float | None:
-        """Return the bytes of a GPU, None for other devices: main memory is not what nnU-Net plans for."""
-        return torch.cuda.get_device_properties(self.device).total_memory if self.device.type == "cuda" else None
+        """Return the bytes of this rank's GPU, None for other devices."""
+        return memory_of(self.device)
 
     def _apply_run_config(self, run: RunConfig) -> None:
         self.num_epochs = run.num_epochs

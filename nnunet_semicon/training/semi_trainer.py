@@ -72,6 +72,8 @@ class SemiTrainer(ConfiguredTrainer):
             self._build_method()
             title = f"nnunet_semicon {__version__}, method {self.method_class.__name__}"
             self.print_to_log_file(f"{title}\n{as_table(self.resolved.settings)}", add_timestamp=False)
+            if self.resolved.too_large is not None:
+                self.print_to_log_file(f"a step has no more rows than planned: {self.resolved.too_large}")
             if self.resolved.unused:
                 unused = listing(self.resolved.unused, at_most=99)
                 self.print_to_log_file(f"not used by {type(self).__name__}: {unused}", add_timestamp=False)
@@ -326,6 +328,7 @@ class SemiTrainer(ConfiguredTrainer):
             states = extra["random_states"]
             self._random_state = states[self.local_rank] if self.local_rank < len(states) else states[0]
             if not self.was_initialized:
+                self._stored = extra["settings"]
                 self.initialize()
             changed = self.resolved.changed(extra["settings"])
             if changed:

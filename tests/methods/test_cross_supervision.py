@@ -235,14 +235,15 @@ def test_rows_are_shared_where_two_networks_do_not_fit(training):
     configuration = make_trainer(CPS, "2d_short").configuration_manager.configuration
     cost = network_cost(configuration)
     needed = 2 * 12 * cost.values * 8
-    assert fitting_rows(12, cost, cost, None).value == fitting_rows(12, cost, cost, needed).value == 12
-    assert fitting_rows(12, cost, None, 1).value == 12
-    shared = fitting_rows(12, cost, cost, 0.9 * needed)
+    assert fitting_rows(12, 12, cost, cost, None).value == fitting_rows(12, 12, cost, cost, needed).value == 12
+    assert fitting_rows(12, 12, cost, None, 1).value == 12
+    shared = fitting_rows(12, 12, cost, cost, 0.9 * needed)
     assert shared.value == 6
     assert "12 planned rows shared by 2 networks" in shared.reason
-    assert fitting_rows(1, cost, cost, 0).value == 1
+    assert fitting_rows(12, 13, cost, cost, needed).value == 6, "the rows that there are count, not the planned ones"
+    assert fitting_rows(1, 1, cost, cost, 0).value == 1
     larger = replace(cost, values=3 * cost.values)
-    assert fitting_rows(12, cost, larger, needed).value == 3, "both need what one network needs with 12 rows"
+    assert fitting_rows(12, 12, cost, larger, needed).value == 3, "both need what one network needs with 12 rows"
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("swin_unet", 6), ("plain_unet", 6), ("residual_encoder_unet", 4)])

@@ -132,7 +132,7 @@ def test_every_source_and_guidance_trains_the_encoder_by_the_contrast(training, 
 
 
 def test_windows_that_are_encoded_again_are_rows_of_the_student(training):
-    trainer = after_warmup(training, patch_source="image")
+    trainer = after_warmup(training, patch_source="image", labeled_per_step=2, unlabeled_per_step=1)
     rows = trainer.rows
     assert (rows.labeled, rows.images, rows.student_rows) == (2, 1, 4)
     assert trainer.resolved.settings["patches"].value == 1

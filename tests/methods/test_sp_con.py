@@ -40,7 +40,7 @@ def test_each_meta_label_trains_the_encoder_at_the_planned_batch_size(training, 
 
 def test_3d_at_batch_size_two_says_what_it_costs(training):
     trainer = started(NAME, "3d_fullres_short")
-    assert (trainer.rows.labeled, trainer.rows.images, trainer.rows.extra_rows) == (1, 1, 1)
+    assert (trainer.rows.labeled, trainer.rows.images, trainer.rows.extra_rows) == (2, 2, 4)
     assert trainer.method.config.queue_size == 96
 
 

@@ -10,6 +10,7 @@ from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.configuration.cost import NetworkCost, network_cost
 from nnunet_semicon.configuration.facts import Facts
+from nnunet_semicon.configuration.needs import Needs
 from nnunet_semicon.configuration.rules import plan_rows
 from nnunet_semicon.configuration.run import RunConfig
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
@@ -301,8 +302,8 @@ def test_exact_where_it_costs_no_more_than_the_network():
     assert pixel_contrast(1, 1, 100, network)["sampling"].value == "exact"
     unknown = pixel_contrast(1, 0, 128, NetworkCost(((64, 64),), 0.0))
     assert (unknown["sampling"].value, unknown["stride"].value) == ("stride", 4)
-    rows = plan_rows(1, 1, 0, None, False)
-    facts = Facts(None, (), {}, rows, network, steps=1000)
+    rows = plan_rows(1, 1, None, Needs(), None)
+    facts = Facts(None, (), {}, rows, network, steps=4)
     filled = derive(LocalConfig(sampling="exact", stride=1), facts, images=1)
     assert (filled.config.sampling, filled.config.stride, filled.reasons) == ("exact", 1, {})
 
