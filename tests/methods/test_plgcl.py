@@ -153,7 +153,7 @@ def test_without_the_contrast_nothing_is_drawn(training, monkeypatch):
     configure(training, "no_contrast", "2d_short", lambda_patch=0.0)
     trainer = run_until(make_trainer(NAME, "no_contrast"), None, monkeypatch)
     assert trainer.method.patches is None
-    assert not trainer.taps.names
+    assert not trainer.student.taps.names
     rows = scalars_of(trainer)
     assert all(set(row) == {"epoch", "loss", "supervised", "regularization"} for row in rows)
     assert rows[1]["regularization"] > 0

@@ -74,7 +74,7 @@ def test_loss_is_supervised_plus_weighted_local_contrast(training, values):
 def test_every_level_with_a_weight_trains_network_and_head(training, monkeypatch, parent):
     configure(training, f"{parent}_levels", f"{parent}_short", level_weight={"0": 0.0, "1": 1.0, "2": 0.5})
     trainer = started(JOINT, f"{parent}_levels")
-    assert trainer.taps.names == (decoder_tap(1), decoder_tap(2))
+    assert trainer.student.taps.names == (decoder_tap(1), decoder_tap(2))
     without_supervision(trainer, monkeypatch)
     gradients = capture_gradients(trainer, monkeypatch)
     step(trainer)
