@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -98,7 +99,7 @@ def _rank(
     dist.init_process_group("gloo", rank=rank, world_size=WORLD)
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer_module
 
-    from tests.harness import draw_no_strong_views, gradients_of, make_trainer, no_supervision, state_of
+    from tests.harness import draw_no_strong_views, gradients_of, make_trainer, state_of, without_supervision
     from tests.harness import validate as run_validation
 
     trainer_module.DDP = lambda network, device_ids: DistributedDataParallel(network)
@@ -108,7 +109,7 @@ def _rank(
     trainer.on_train_start()
     trainer.on_train_epoch_start()
     if only_method:
-        trainer.supervised_loss = no_supervision
+        without_supervision(trainer, pytest.MonkeyPatch())
     batches = torch.load(Path(folder) / "batches.pt", weights_only=False)
     if batches is not None:
         draw_no_strong_views(trainer)

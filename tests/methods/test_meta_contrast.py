@@ -32,7 +32,8 @@ both = pytest.mark.parametrize("name", [JOINT, PRETRAIN])
 @both
 def test_two_processes_compute_what_one_does_with_all_rows(training, monkeypatch, name):
     values = {"num_epochs": 8, "lambda_reg": 0.0, "lambda": {"self": 0.5}}
-    configure(training, "gathered", "2d_short", batch_size={JOINT: 8, PRETRAIN: 4}[name], **values)
+    rows = {JOINT: {"batch_size": 8, "labeled_per_step": 4, "unlabeled_per_step": 2}, PRETRAIN: {"batch_size": 4}}
+    configure(training, "gathered", "2d_short", **rows[name], **values)
     single = started(name, "gathered")
     without_supervision(single, monkeypatch)
     draw_no_strong_views(single)
