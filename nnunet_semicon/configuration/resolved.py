@@ -22,7 +22,7 @@ from nnunet_semicon.meta_labels.table import POSITION, MetaColumn, MetaTable
 from nnunet_semicon.tables import render
 
 # a resumed run may differ in these: they change neither the data nor the weights of the finished run
-MAY_CHANGE = ("device", "save_every", "student_rows")
+MAY_CHANGE = ("device", "save_every", "student_rows", "validate_both")
 ROWS = ("labeled_per_step", "unlabeled_per_step")
 RETIRED = ("window_size",)  # keys of earlier checkpoints that were never settings
 

@@ -46,6 +46,9 @@ class RunConfig(Settings):
     )
     encoder_lr_factor: float = setting(1.0, "learning rate of the encoder, relative to that of the rest", low=0)
     weight_decay: float = setting(3e-5, "weight decay of the optimizer", low=0, source="nnU-Net")
+    validate_both: bool = setting(
+        False, "validate both student and teacher at the end; without it the one that predicts alone", source="nnU-Net"
+    )
     supervised_loss: Literal["dice_ce", "ce"] = setting(
         "dice_ce", "loss of labeled images: Dice and cross-entropy, or cross-entropy alone", source="nnU-Net"
     )

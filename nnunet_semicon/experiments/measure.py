@@ -14,13 +14,14 @@ from nnunet_semicon.data.raw_cases import DESCRIPTION, raw_cases
 from nnunet_semicon.data.splits import FILE, read_splits
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.experiments.file import ALL
-from nnunet_semicon.experiments.plan import FINAL, STUDENT, SUMMARY, Plan
+from nnunet_semicon.experiments.plan import FINAL, SUMMARY, Plan
 from nnunet_semicon.experiments.provenance import provenance
 from nnunet_semicon.experiments.records import curves, pacing, training_record
 from nnunet_semicon.experiments.run import Runner, failure
 from nnunet_semicon.experiments.trainings import Training
-from nnunet_semicon.experiments.weights import fingerprint
+from nnunet_semicon.experiments.weights import fingerprint, read_checkpoint
 from nnunet_semicon.files import read_object, write_json
+from nnunet_semicon.training.checkpoint import predicts_with
 
 DEFAULT_DEVICE = "cuda"  # as nnU-Net's commands
 IMAGES, LABELS, PREDICTED, MODEL = "images", "labels", "predicted", "model"  # in the temporary folder
@@ -86,7 +87,7 @@ def _predict(plan: Plan, training: Training, network: str, folder: Path, runner:
     """Predict and evaluate the validation cases in ``folder``."""
     _link_validation(plan, training, folder)
     trainer, variables = training.stage.trainer, {}
-    if network != STUDENT:
+    if network != predicts_with(read_checkpoint(plan.folder(training) / FINAL)):
         export = ["semicon", "export", *_model(plan, training, trainer), "-o", str(folder / MODEL)]
         _run([*export, "--network", network], runner, log)
         (exported,) = (folder / MODEL / plan.results.name).iterdir()

@@ -15,7 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.architecture import CLASSES, SWIN, unet_architecture
 from nnunet_semicon.errors import UserError, listing
-from nnunet_semicon.training.checkpoint import SECOND_FOLDER, exported
+from nnunet_semicon.training.checkpoint import exported, validation_folder
 from nnunet_semicon.workspace import dataset_name, results_folder
 
 STOCK_TRAINER, SWIN_TRAINER = "nnUNetTrainer", "nnUNetTrainerSwinUNet"  # who builds the exported network
@@ -136,15 +136,15 @@ def _export_plans(source: Path, target: Path, configuration: str, kind: str | No
 def _export_fold(path: Path, folder: Path, trainer: str, network: str, built_by: str) -> None:
     """Write checkpoint, progress figure and validation summary of one fold to ``folder``."""
     (folder / "validation").mkdir(parents=True)
+    checkpoint = _load(path)
     try:
-        content = exported(_load(path), network, built_by)
+        content = exported(checkpoint, network, built_by)
     except KeyError:
         raise UserError(f"{path} ({trainer}) has no {network}: use --network student") from None
     torch.save(content, folder / "checkpoint_final.pth")
     shutil.copyfile(path.parent / "progress.png", folder / "progress.png")
-    validated = path.parent / SECOND_FOLDER if network == "second" else path.parent
-    summary = validated / "validation" / "summary.json"
-    if network != "teacher" and summary.is_file():
+    summary = validation_folder(path.parent, checkpoint, network) / "summary.json"
+    if summary.is_file():
         shutil.copyfile(summary, folder / "validation" / "summary.json")
     else:
         (folder / "validation" / "summary.json").write_text(json.dumps(NOT_VALIDATED))

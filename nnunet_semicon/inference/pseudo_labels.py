@@ -77,12 +77,11 @@ def _run_predictor(
     predictor = nnUNetPredictor(device=found, perform_everything_on_device=found.type == "cuda")
     number = fold.name.removeprefix("fold_")
     predictor.initialize_from_trained_model_folder(str(fold.parent), (number,), checkpoint)
-    if weights == "teacher":
-        content = torch.load(fold / checkpoint, map_location="cpu", weights_only=False)
-        try:
-            predictor.list_of_parameters = [weights_of(content, weights)]
-        except KeyError:
-            raise UserError(f"{fold / checkpoint} has no teacher: use --weights student") from None
+    content = torch.load(fold / checkpoint, map_location="cpu", weights_only=False)
+    try:
+        predictor.list_of_parameters = [weights_of(content, weights)]
+    except KeyError:
+        raise UserError(f"{fold / checkpoint} has no teacher: use --weights student") from None
     shutil.rmtree(target, ignore_errors=True)  # of another split: its cases are not those of this one
     ending = predictor.dataset_json["file_ending"]
     files = [str(target / Path(channels[0]).name.removesuffix(ending).removesuffix("_0000")) for channels in images]

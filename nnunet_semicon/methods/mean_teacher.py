@@ -3,7 +3,7 @@
     L = L_sup + w(t) * mean_pixels sum_c (p_c(strong view) - p~_c(weak view + noise))^2
 
 p~: softmax of the teacher, the moving average of the student. w(t): exponential ramp from 0 to ``consistency_weight``.
-Inference uses the student.
+``predict_with``: inference uses the student, or the teacher.
 
 Deviations: the student sees the strong view (intensity transforms of the same voxels) instead of the clean image; the
 ramp is a fraction of the run instead of a number of iterations.
@@ -12,7 +12,7 @@ ramp is a fraction of the run instead of a number of iterations.
 import torch
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import Settings, setting
+from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.derived import Derived
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
@@ -28,10 +28,11 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
+from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class MeanTeacherConfig(Settings):
+class MeanTeacherConfig(TeacherConfig):
     """Hyper-parameters of Mean Teacher."""
 
     consistency_weight: float = setting(

@@ -6,7 +6,7 @@ L_Reg: cross-entropy of the student on the strong view with its moving average, 
 windows of one class are drawn together and pushed from those of all other classes
 (:mod:`nnunet_semicon.methods.patch_term`); the class of a pixel is its label, or the teacher's pseudo-label; which
 windows are drawn follows from the entropy of the teacher's probabilities. w(t): exponential ramp. A warm-up on labels
-alone comes first. Inference uses the student.
+alone comes first. ``predict_with``: inference uses the student, or the teacher.
 
 Deviations and choices where the poster is silent are listed in docs/methods/plgcl.md.
 """
@@ -39,11 +39,12 @@ from nnunet_semicon.methods.base import (
     rows_of,
 )
 from nnunet_semicon.methods.patch_term import MAP, PatchConfig, PatchTerm, derive, tap_of
+from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 from nnunet_semicon.networks.taps import FeatureTaps
 
 
-class PLGCLConfig(PatchConfig):
+class PLGCLConfig(TeacherConfig, PatchConfig):
     """Hyper-parameters of PLGCL beside those of the contrast."""
 
     supervised_warmup: float = setting(

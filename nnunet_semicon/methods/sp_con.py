@@ -37,11 +37,12 @@ from nnunet_semicon.methods.base import (
     rows_of,
 )
 from nnunet_semicon.methods.meta_contrast import CONTRAST_PAPER, VIEWS, ContrastConfig, MetaContrast, derive, needs_of
+from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps
 
 
-class SPConConfig(ContrastConfig):
+class SPConConfig(TeacherConfig, ContrastConfig):
     """Hyper-parameters of SP-Con beside those of the contrast."""
 
     lambda_sp: float = setting(5e-3, "weight of all contrastive terms", low=0, source="supplement 3.2 (ACDC)")
@@ -89,7 +90,8 @@ class SPCon(Method):
         self.has_mean_teacher = config.lambda_reg > 0
         self.scalar_names = ("supervised", *["consistency"] * self.has_mean_teacher, *self.contrast.scalar_names)
         self.teacher = None
-        if self.has_mean_teacher or self.contrast.has_queue:
+        self.teacher_is_asked = self.has_mean_teacher or self.contrast.has_queue
+        if self.teacher_is_asked or config.predicts_with_teacher:
             self.teacher = segmentation_teacher(build.network)
             self.teacher_taps = FeatureTaps(self.teacher.module, (self.contrast.tap,))
         self.consistency = sigmoid_mse if build.has_regions else softmax_mse
@@ -125,7 +127,7 @@ class SPCon(Method):
         loss = supervised + self.config.lambda_sp * contrast.loss
         scalars = {"supervised": supervised.detach(), **contrast.scalars}
         for_after_step = {}
-        if self.teacher is not None:
+        if self.teacher is not None and self.teacher_is_asked:
             teacher_logits = finest(self.teacher(batch.unlabeled))
             for_after_step["teacher_features"] = self.teacher_taps.take()[self.contrast.tap]
             if self.has_mean_teacher:

@@ -33,10 +33,11 @@ from nnunet_semicon.methods.base import (
     rows_of,
 )
 from nnunet_semicon.methods.local_term import LOCAL_PAPER, LocalConfig, LocalTerm, derive, with_taps
+from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class SupervisedLocalConfig(LocalConfig):
+class SupervisedLocalConfig(TeacherConfig, LocalConfig):
     """Hyper-parameters beside those of the contrast."""
 
     lambda_local: float = setting(0.1, "weight of the local contrast", low=0, source="ours, not tuned")
@@ -45,9 +46,6 @@ class SupervisedLocalConfig(LocalConfig):
     )
     confidence: float = setting(
         0.9, "probability above which a class of the teacher counts", low=0, high=1, source="ours, not tuned"
-    )
-    ema_decay: float = setting(
-        0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher"
     )
 
 
@@ -63,7 +61,8 @@ class SupervisedLocal(Method):
         super().__init__(config, build)
         self.strong = build.strong
         self.local = LocalTerm(config, build)
-        self.teacher = segmentation_teacher(build.network) if config.pseudo_labels else None
+        has_teacher = config.pseudo_labels or config.predicts_with_teacher
+        self.teacher = segmentation_teacher(build.network) if has_teacher else None
         self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
 
     @classmethod
@@ -92,7 +91,7 @@ class SupervisedLocal(Method):
         """L = L_sup + lambda_local L_l."""
         classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
         images = batch.labeled
-        if self.teacher is not None:
+        if self.config.pseudo_labels:
             images = torch.cat([images, self.strong(batch.unlabeled)])
             classes = torch.cat([classes, self._pseudo_labels(batch.unlabeled)])
         output = student(images)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from nnunet_semicon.files import replacing
 
 KEY = "semicon"
+STUDENT, TEACHER = "student", "teacher"
 
 
 def to_cpu(value: Any) -> Any:
@@ -25,7 +27,9 @@ def to_cpu(value: Any) -> Any:
     return value
 
 
-def save_with_extra(write_stock: Callable[[BytesIO], None], extra: dict[str, Any], filename: str) -> None:
+def save_with_extra(
+    write_stock: Callable[[BytesIO], None], extra: dict[str, Any], filename: str, teacher_predicts: bool = False
+) -> None:
     """Write what nnU-Net writes, and ``extra`` under one more key, to ``filename``.
 
     nnU-Net's own code writes into memory, so that its format is never copied here; the file appears at once or not at
@@ -35,12 +39,16 @@ def save_with_extra(write_stock: Callable[[BytesIO], None], extra: dict[str, Any
         write_stock: nnU-Net's ``save_checkpoint`` taking a file-like object.
         extra: tensors and plain containers only.
         filename: target.
+        teacher_predicts: nnU-Net's entry ``network_weights`` holds the teacher of ``extra``, and ``extra`` the student.
     """
     buffer = BytesIO()
     write_stock(buffer)
     buffer.seek(0)
     checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
     checkpoint[KEY] = to_cpu(extra)
+    if teacher_predicts:
+        checkpoint[KEY][STUDENT] = checkpoint["network_weights"]
+        checkpoint["network_weights"] = weights_of(checkpoint, TEACHER)
     with replacing(filename) as (temporary,):
         torch.save(checkpoint, temporary)
 
@@ -69,8 +77,7 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
 
 
-SECOND_FOLDER = "second"  # in the fold folder: validation of the method's second network
-EARLIER = {"teacher": "teacher.module.", "second": "second.network."}  # of checkpoints that do not name networks
+EARLIER = {TEACHER: "teacher.module.", "second": "second.network."}  # of checkpoints that do not name networks
 
 
 def prefixes(method: nn.Module, networks: Mapping[str, nn.Module]) -> dict[str, str]:
@@ -80,7 +87,7 @@ def prefixes(method: nn.Module, networks: Mapping[str, nn.Module]) -> dict[str, 
 
 
 def weights_of(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tensor]:
-    """Return the weights of one network of a checkpoint of ours.
+    """Return the weights of one network of a checkpoint of ours; the student is in those of nnU-Net too.
 
     Args:
         checkpoint: loaded.
@@ -89,13 +96,23 @@ def weights_of(checkpoint: dict[str, Any], network: str) -> dict[str, torch.Tens
     Raises:
         KeyError: the method has no such network.
     """
-    if network == "student":
-        return dict(checkpoint["network_weights"])
+    if network == STUDENT:
+        return dict(checkpoint.get(KEY, {}).get(STUDENT, checkpoint["network_weights"]))
     prefix, method = checkpoint[KEY].get("networks", EARLIER)[network], checkpoint[KEY]["method"]
     weights = {name.removeprefix(prefix): value for name, value in method.items() if name.startswith(prefix)}
     if not weights:
         raise KeyError(network)
     return weights
+
+
+def predicts_with(checkpoint: dict[str, Any]) -> str:
+    """Return the network that nnU-Net predicts with, and validates: ``student`` or ``teacher``."""
+    return TEACHER if STUDENT in checkpoint.get(KEY, {}) else STUDENT
+
+
+def validation_folder(fold: Path, checkpoint: dict[str, Any], network: str) -> Path:
+    """Return where the validation of a network of a checkpoint lies: that of the others has folders of their own."""
+    return (fold if network == predicts_with(checkpoint) else fold / network) / "validation"
 
 
 def exported(checkpoint: dict[str, Any], network: str, trainer: str) -> dict[str, Any]:

@@ -21,19 +21,20 @@ FIGURE = "progress_semicon.png"
 QUARTILE = re.compile(r"(.+?)_q([123])_(.+)")  # weight_q1_patient: the first quartile of weight_patient
 
 
-class SummaryOfSecond:
-    """What nnU-Net's validation of a second network logs to: nnU-Net's loggers, under keys of its own.
+class SummaryOfAnother:
+    """What nnU-Net's validation of one more network logs to: nnU-Net's loggers, under keys of its own.
 
     Args:
         logger: nnU-Net's.
+        network: its name, with which its keys begin.
     """
 
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
+    def __init__(self, logger: Any, network: str) -> None:
+        self.logger, self.network = logger, network
 
     def log_summary(self, key: str, value: Any) -> None:
         """Log a value that exists once per run."""
-        self.logger.log_summary(f"second/{key}", value)
+        self.logger.log_summary(f"{self.network}/{key}", value)
 
 
 class ScalarLog:

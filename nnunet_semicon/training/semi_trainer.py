@@ -5,7 +5,7 @@ Everything nnU-Net does not have to do differently is inherited. A concrete trai
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from typing import Any, ClassVar
 
@@ -27,6 +27,8 @@ from nnunet_semicon.data.strong import StrongView
 from nnunet_semicon.data.workers import stop_workers
 from nnunet_semicon.errors import UserError, exit_on_user_error, listing
 from nnunet_semicon.methods.base import BuildContext, Method, Progress, StudentOutput
+from nnunet_semicon.methods.teacher import TeacherConfig
+from nnunet_semicon.networks.exchange import exchanged
 from nnunet_semicon.networks.feature_dropout import FeatureDropout
 from nnunet_semicon.networks.taps import FeatureTaps, channels_at
 from nnunet_semicon.processor import has_bfloat16, threads
@@ -36,7 +38,7 @@ from nnunet_semicon.training.gather import RankGather, only_rank
 from nnunet_semicon.training.networks import build_network
 from nnunet_semicon.training.optimization import backward_and_step, make_optimizer, make_schedule
 from nnunet_semicon.training.precision import autocast, remark
-from nnunet_semicon.training.scalars import ScalarLog, SummaryOfSecond
+from nnunet_semicon.training.scalars import ScalarLog, SummaryOfAnother
 from nnunet_semicon.training.snapshots import Snapshots
 from nnunet_semicon.training.streams import Augmentation, gallery_of, scan_numbers
 from nnunet_semicon.training.student import NetworkStudent
@@ -54,7 +56,7 @@ class SemiTrainer(ConfiguredTrainer):
     student: NetworkStudent
     supervised_loss: NnunetLoss
     scalars: ScalarLog
-    logger: Any  # nnU-Net's; another one during the validation of a second network
+    logger: Any  # nnU-Net's; another one while one more network is validated
     snapshots: Snapshots | None = None  # of rank 0, if the method shows any
     gallery: Gallery  # what they show, with its meta-labels
     gallery_meta: dict[str, Tensor]
@@ -74,12 +76,19 @@ class SemiTrainer(ConfiguredTrainer):
             self.print_to_log_file(f"{title}\n{as_table(self.resolved.settings)}", add_timestamp=False)
             if self.resolved.too_large is not None:
                 self.print_to_log_file(f"a step has no more rows than planned: {self.resolved.too_large}")
-            if self.resolved.unused:
-                unused = listing(self.resolved.unused, at_most=99)
-                self.print_to_log_file(f"not used by {type(self).__name__}: {unused}", add_timestamp=False)
+            unused = self._unused_keys()
+            if unused:
+                words = listing(unused, at_most=99)
+                self.print_to_log_file(f"not used by {type(self).__name__}: {words}", add_timestamp=False)
             about_precision = remark(self.device.type, self.resolved.run.precision, has_bfloat16())
             if about_precision is not None:
                 self.print_to_log_file(about_precision)
+
+    def _unused_keys(self) -> list[str]:
+        """Return the keys of the block that change nothing: those of other trainers, or those that need a teacher."""
+        has_teacher = checkpoints.TEACHER in self.method.networks()
+        of_teachers = ["validate_both"] * (self.resolved.run.validate_both and not has_teacher)
+        return [*self.resolved.unused, *of_teachers]
 
     def _set_threads(self) -> None:
         """On a CPU nnU-Net's command gives torch all processors; ``OMP_NUM_THREADS`` counts again."""
@@ -273,27 +282,57 @@ class SemiTrainer(ConfiguredTrainer):
                     logger.log(f"semicon/{name}", value, self.current_epoch)
         self.print_to_log_file("  ".join(f"{name} {value:.4f}" for name, value in means.items()))
 
+    # ------------------------------------------------------------------ validation
+
+    def _teacher_predicts(self) -> bool:
+        config = self.resolved.config
+        return isinstance(config, TeacherConfig) and config.predicts_with_teacher
+
+    def _as_teacher(self) -> AbstractContextManager[None]:
+        """Give the student the weights of the teacher inside a ``with`` block."""
+        return exchanged(self.plain_network, self.method.networks()[checkpoints.TEACHER])
+
+    def _as_predictor(self) -> AbstractContextManager[None]:
+        """Give the student the weights that predict inside a ``with`` block: its own, or those of the teacher."""
+        return self._as_teacher() if self._teacher_predicts() else nullcontext()
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step, with the weights that predict: online Dice and the best checkpoint follow from them."""
+        with self._as_predictor():
+            return dict(super().validation_step(batch))
+
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's validation, then that of the method's second network, in the folder ``second``."""
-        super().perform_actual_validation(save_probabilities)
-        second = self.method.networks().get("second")
-        if second is None:
-            return
-        self.print_to_log_file("Validation of the second network:")
-        network, folder, logger = self.network, self.output_folder, self.logger
-        # nnU-Net looks for the network below a wrapper if there are several processes; this one synchronizes nothing
-        self.network = nn.DataParallel(second, [self.device.index]) if self.is_ddp else second
-        self.output_folder = os.path.join(folder, checkpoints.SECOND_FOLDER)
-        self.logger = SummaryOfSecond(logger)
+        """nnU-Net's validation of the weights that predict, then of other networks, in folders with their names."""
+        with self._as_predictor():
+            super().perform_actual_validation(save_probabilities)
+        networks = self.method.networks()
+        if self.resolved.run.validate_both and checkpoints.TEACHER in networks:
+            if self._teacher_predicts():
+                self._validate_another(checkpoints.STUDENT, self.network, save_probabilities)
+            else:
+                with self._as_teacher():
+                    self._validate_another(checkpoints.TEACHER, self.network, save_probabilities)
+        if "second" in networks:
+            second = networks["second"]
+            # with several processes nnU-Net looks for the network below a wrapper; this one synchronizes nothing
+            wrapped = nn.DataParallel(second, [self.device.index]) if self.is_ddp else second
+            self._validate_another("second", wrapped, save_probabilities)
+
+    def _validate_another(self, name: str, network: nn.Module, save_probabilities: bool) -> None:
+        """nnU-Net's validation of one more network, in a folder of its own."""
+        self.print_to_log_file(f"Validation of the {'second network' if name == 'second' else name}:")
+        kept = self.network, self.output_folder, self.logger
+        self.network, self.output_folder = network, os.path.join(self.output_folder, name)
+        self.logger = SummaryOfAnother(self.logger, name)
         try:
             super().perform_actual_validation(save_probabilities)
         finally:
-            self.network, self.output_folder, self.logger = network, folder, logger
+            self.network, self.output_folder, self.logger = kept
 
     # ------------------------------------------------------------------ checkpoints
 
     def save_checkpoint(self, filename: str) -> None:
-        """nnU-Net's checkpoint with one extra key, written atomically; the network in it is the plain student."""
+        """nnU-Net's checkpoint with one extra key, written atomically; nnU-Net finds the weights that predict in it."""
         state = checkpoints.random_state()
         states = [state]
         if self.is_ddp:
@@ -314,11 +353,12 @@ class SemiTrainer(ConfiguredTrainer):
         def write_stock(buffer: BytesIO) -> None:
             super(SemiTrainer, self).save_checkpoint(buffer)
 
-        checkpoints.save_with_extra(write_stock, extra, filename)
+        checkpoints.save_with_extra(write_stock, extra, filename, self._teacher_predicts())
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load nnU-Net's part, then everything the method needs to go on."""
-        extra = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False).get(checkpoints.KEY)
+        """Load nnU-Net's part, then everything the method needs to go on; the network is the student again."""
+        checkpoint = torch.load(filename_or_checkpoint, map_location="cpu", weights_only=False)
+        extra = checkpoint.get(checkpoints.KEY)
         with exit_on_user_error():
             if extra is None:
                 raise UserError(
@@ -339,6 +379,7 @@ class SemiTrainer(ConfiguredTrainer):
                     f"(`semicon configure ... --set {restoring}`), or train the new ones in one of their own"
                 )
         super().load_checkpoint(filename_or_checkpoint)
+        self.plain_network.load_state_dict(checkpoints.weights_of(checkpoint, checkpoints.STUDENT))
         self.method.load_state_dict(extra["method"])
         for optimizer, state in zip(self.optimizers[1:], extra["optimizers"], strict=True):
             optimizer.load_state_dict(state)
