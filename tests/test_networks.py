@@ -6,6 +6,7 @@ from torch import nn
 
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.networks.ema import EmaTeacher, segmentation_teacher
+from nnunet_semicon.networks.exchange import exchanged
 from nnunet_semicon.networks.heads import Projectors
 from nnunet_semicon.networks.queue import ClassQueues, EmbeddingQueue
 from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps, channels_at
@@ -74,6 +75,23 @@ def test_teacher_averages_parameters_and_copies_buffers():
     teacher.update(student, 0.75)
     torch.testing.assert_close(teacher.module[0].weight, 0.75 * old + 0.25 * student[0].weight)
     assert torch.equal(teacher.module[1].running_mean, student[1].running_mean)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_networks_exchange_their_values_and_keep_their_parameters(compiled):
+    first, second = (nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval() for _ in range(2))
+    second[1].running_mean.fill_(5)
+    image, parameters = torch.rand(3, 2), [id(p) for p in first.parameters()]
+    forward = torch.compile(first, backend="eager") if compiled else first
+    values, other = forward(image), second(image)
+    assert not torch.equal(values, other)
+    with pytest.raises(ValueError, match="within"), exchanged(first, second):
+        assert torch.equal(forward(image), other)
+        assert torch.equal(second(image), values)
+        raise ValueError("within")
+    assert torch.equal(forward(image), values)
+    assert torch.equal(second(image), other)
+    assert [id(p) for p in first.parameters()] == parameters
 
 
 def test_teacher_of_nothing():

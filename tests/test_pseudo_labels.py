@@ -63,6 +63,16 @@ def test_the_teacher_is_another_network(trained, evaluate):
         assert of_class["penalized_mean"]["DSC"] == 0
 
 
+def test_the_student_of_a_teacher_that_predicts_is_found(trained, evaluate):
+    file = fold_of(trained, SPCON) / "checkpoint_final.pth"
+    content = torch.load(file, weights_only=False)
+    content["semicon"]["student"] = {key: torch.zeros_like(v) for key, v in content["network_weights"].items()}
+    torch.save(content, file.with_name("checkpoint_blind.pth"))
+    assert evaluate("--checkpoint", "checkpoint_blind.pth", "--weights", "student") == 0
+    for of_class in evaluation(trained, "student")["semicon"]["summary"].values():
+        assert len(of_class["missing_in_prediction"]) == of_class["cases"]
+
+
 @pytest.mark.parametrize(
     ("words", "trainer", "sentence"),
     [
