@@ -85,10 +85,15 @@ def test_networks_exchange_their_values_and_keep_their_parameters(compiled):
     forward = torch.compile(first, backend="eager") if compiled else first
     values, other = forward(image), second(image)
     assert not torch.equal(values, other)
-    with pytest.raises(ValueError, match="within"), exchanged(first, second):
-        assert torch.equal(forward(image), other)
-        assert torch.equal(second(image), values)
-        raise ValueError("within")
+
+    def fail() -> None:
+        with exchanged(first, second):
+            assert torch.equal(forward(image), other)
+            assert torch.equal(second(image), values)
+            raise ValueError("within")
+
+    with pytest.raises(ValueError, match="within"):
+        fail()
     assert torch.equal(forward(image), values)
     assert torch.equal(second(image), other)
     assert [id(p) for p in first.parameters()] == parameters

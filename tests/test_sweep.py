@@ -1041,6 +1041,31 @@ def test_a_finished_sweep_is_measured_later(again, capsys):
     assert plan.unmeasured(plan.trainings["taught_s0_fold0"]) == ["teacher"]
 
 
+def painting(weights: dict[str, torch.Tensor], label: int) -> dict[str, torch.Tensor]:
+    """Weights of a network that predicts one class everywhere."""
+    last = max(name for name in weights if name.startswith("decoder.seg_layers.")).rpartition(".")[0]
+    bias = torch.nn.functional.one_hot(torch.tensor(label), len(weights[f"{last}.bias"])).float()
+    return weights | {f"{last}.weight": torch.zeros_like(weights[f"{last}.weight"]), f"{last}.bias": bias}
+
+
+@pytest.mark.slow
+def test_student_and_teacher_are_measured_whichever_predicts(again):
+    file = fold_of(again, TAUGHT) / FINAL
+    content = torch.load(file, weights_only=False)
+    student, teacher = (painting(dict(content["network_weights"]), label) for label in (1, 2))
+    content["network_weights"], content["semicon"]["student"] = teacher, student  # as with predict_with=teacher
+    content["semicon"]["method"] |= {f"teacher.module.{name}": tensor for name, tensor in teacher.items()}
+    torch.save(content, file)
+    text = REAL.replace(
+        "configuration: 2d_short}", "configuration: 2d_short, measure: {networks: [student, teacher]}}", 1
+    )
+    again.tiny.run("semicon", "sweep", write(again.file.parent, text))
+    for network, seen, unseen in (("student", "1", "2"), ("teacher", "2", "1")):
+        summary = read_json(result(again, f"taught_s0_fold0__{network}"))["semicon"]["summary"]
+        assert summary[seen]["missing_in_prediction"] == [], network
+        assert len(summary[unseen]["missing_in_prediction"]) == summary[unseen]["cases"], network
+
+
 def fake_results(folder: Path, text: str, *names: str) -> Path:
     """A sweep file beside results of these trainings and networks."""
     case = {"case": "a", "reference_file": "a", "prediction_file": "a"}

@@ -196,6 +196,7 @@ def test_an_error_in_a_validation_step_leaves_the_student_in_place(training):
     configure(training, "teach", "2d_short", predict_with="teacher")
     trainer = started(MEAN_TEACHER, "teach")
     step(trainer)
+    step(trainer)  # after the first one the teacher is the student
     before = state_of(trainer)
     batch = next(trainer.dataloader_val)
     with pytest.raises(RuntimeError, match="channels"):
@@ -276,6 +277,7 @@ def test_an_error_in_the_final_validation_leaves_everything_in_place(training, m
     configure(training, "teach", "2d_short", predict_with=predict_with, validate_both=True)
     trainer = started(MEAN_TEACHER, "teach")
     step(trainer)
+    step(trainer)  # after the first one the teacher is the student
     before, kept, calls = state_of(trainer), (trainer.network, trainer.output_folder, trainer.logger), []
 
     def fail(self, save_probabilities=False):
