@@ -22,6 +22,7 @@ WITH_TEACHER = {
     SPCON: {"lambda_reg": 0.0, "queue_size": 0},
     "nnUNetTrainerPLGCL": {"supervised_warmup": 0.0},  # in which its teacher is the student
     LOCAL: {},
+    "nnUNetTrainerSemicon": {},
 }
 every_teacher = pytest.mark.parametrize("name", WITH_TEACHER)
 either = pytest.mark.parametrize("predict_with", ["student", "teacher"])

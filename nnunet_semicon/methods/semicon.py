@@ -27,11 +27,12 @@ from nnunet_semicon.methods.base import (
     rows_of,
 )
 from nnunet_semicon.methods.self_training import SelfTraining, SelfTrainingConfig, rows_per_image, teacher_logits
+from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class SemiconConfig(SelfTrainingConfig):
-    """Hyper-parameters of self-training; there are no others."""
+class SemiconConfig(SelfTrainingConfig, TeacherConfig):  # the decay of self-training is derived
+    """Hyper-parameters of self-training and of its teacher; there are no others."""
 
 
 class Semicon(Method):
