@@ -1,6 +1,7 @@
 """The catalogue: every trainer name that nnU-Net can find with ``-tr``."""
 
 from nnunet_semicon.methods.cross_supervision import CrossSupervision
+from nnunet_semicon.methods.fixmatch import FixMatch
 from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.methods.mean_teacher import MeanTeacher
 from nnunet_semicon.methods.plgcl import PLGCL
@@ -12,6 +13,7 @@ from nnunet_semicon.methods.supervised_local import SupervisedLocal
 from nnunet_semicon.methods.supervised_local_pretrain import SupervisedLocalPretrain
 from nnunet_semicon.methods.supervised_mix import SupervisedMix
 from nnunet_semicon.methods.supervised_swin import SupervisedSwin
+from nnunet_semicon.methods.unimatch import UniMatch
 from nnunet_semicon.training.pretrain_trainer import PretrainTrainer
 from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.swin_trainer import SwinTrainer
@@ -19,6 +21,7 @@ from nnunet_semicon.training.swin_trainer import SwinTrainer
 __all__ = [
     "nnUNetTrainerCPS",
     "nnUNetTrainerCrossTeaching",
+    "nnUNetTrainerFixMatch",
     "nnUNetTrainerMCSC",
     "nnUNetTrainerMeanTeacher",
     "nnUNetTrainerMetaContrastPretrain",
@@ -32,6 +35,7 @@ __all__ = [
     "nnUNetTrainerSupervisedLocalPretrain",
     "nnUNetTrainerSupervisedMix",
     "nnUNetTrainerSwinUNet",
+    "nnUNetTrainerUniMatch",
 ]
 
 
@@ -57,6 +61,18 @@ class nnUNetTrainerMeanTeacher(SemiTrainer):
     """Unlabeled scans through consistency with a moving average of the network."""
 
     method_class = MeanTeacher
+
+
+class nnUNetTrainerFixMatch(SemiTrainer):
+    """The network learns under strong intensity changes what it predicts with confidence without them."""
+
+    method_class = FixMatch
+
+
+class nnUNetTrainerUniMatch(SemiTrainer):
+    """FixMatch with two mixed strong views, and with a weak view of which half of the feature channels are dropped."""
+
+    method_class = UniMatch
 
 
 class nnUNetTrainerCPS(SemiTrainer):

@@ -45,6 +45,7 @@ SHORT = {
     "num_val_iterations_per_epoch": 1,
     "save_every": 1,
     "seed": 0,
+    "threshold": 0.0,  # a network that is hardly trained is sure of nothing: no pseudo-label would count
 }
 SPLIT = {
     "train": ["patient001_frame01", "patient001_frame02"],
@@ -98,14 +99,32 @@ def step(trainer: SemiTrainer, batch: dict | None = None) -> dict:
 
 
 def encoder_inputs(trainer: SemiTrainer) -> list[torch.Tensor]:
-    """Fill the returned list with the rows that enter the student's encoder; their gradients say who teaches it."""
+    """Fill the returned list with the rows that enter the student's encoder; their gradients say who teaches it.
+
+    Passes without a gradient, in which the student is its own teacher, are left out.
+    """
     seen: list[torch.Tensor] = []
 
     def keep(_, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        if not torch.is_grad_enabled():
+            return inputs
         seen.append(inputs[0].detach().requires_grad_())
         return (seen[-1],)
 
     trainer.plain_network.encoder.register_forward_pre_hook(keep)
+    return seen
+
+
+def capture_logits(trainer: SemiTrainer) -> list[torch.Tensor]:
+    """Fill the returned list with the student's logits at full resolution; they keep their gradients."""
+    seen: list[torch.Tensor] = []
+
+    def keep(_, __, logits: list[torch.Tensor]) -> None:
+        if torch.is_grad_enabled():
+            logits[0].retain_grad()
+            seen.append(logits[0])
+
+    trainer.plain_network.register_forward_hook(keep)
     return seen
 
 

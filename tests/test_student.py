@@ -31,6 +31,17 @@ def test_only_the_named_rows_are_perturbed(compiled):
             assert equal == [not row for row in rows or [False] * 3]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_is_perturbed_behind_the_students_back(compiled):
+    network = unet()
+    student = student_of(network, compiled)
+    images = torch.rand(3, 1, 16, 16)
+    student(images, torch.tensor([True, True, True]))
+    plain = student.no_grad(images[:2])
+    with torch.no_grad():  # as nnU-Net validates, with another number of rows
+        assert torch.equal(student.network(images[:2])[0], plain)
+
+
 def test_half_of_the_channels_are_dropped_and_the_others_doubled():
     network = unet()
     dropout = FeatureDropout(network)

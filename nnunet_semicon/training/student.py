@@ -34,6 +34,7 @@ class NetworkStudent:
             return self.encode(images)
         self._perturb(perturb, images)
         logits = in_float32(self.network(images))
+        self._perturb(None, images)  # nnU-Net's validation calls the network itself
         return StudentOutput(logits, self.taps.take())
 
     def encode(self, images: Tensor) -> StudentOutput:
