@@ -45,7 +45,6 @@ SHORT = {
     "num_val_iterations_per_epoch": 1,
     "save_every": 1,
     "seed": 0,
-    "threshold": 0.0,  # a network that is hardly trained is sure of nothing: no pseudo-label would count
 }
 SPLIT = {
     "train": ["patient001_frame01", "patient001_frame02"],
