@@ -12,7 +12,7 @@ from nnunet_semicon.methods.base import Method
 from nnunet_semicon.methods.sp_con import SPCon
 from nnunet_semicon.training import checkpoint as checkpoints
 from nnunet_semicon.training.schedule import LearningRates
-from tests.harness import configure, make_trainer, prepare, run_until, scalars_of, started, step
+from tests.harness import configure, make_trainer, prepare, run_until, scalars_of, started, step, trusting
 from tests.tiny import read_json, write_json
 
 MEAN_TEACHER, SPCON = "nnUNetTrainerMeanTeacher", "nnUNetTrainerSPCon"
@@ -160,6 +160,8 @@ def test_one_labeled_row_still_meets_the_foreground(training):
         ("nnUNetTrainerMCSC", "contrast"),
         ("nnUNetTrainerCrossTeaching", "cross_second"),
         ("nnUNetTrainerCPS", "cross_second"),
+        ("nnUNetTrainerFixMatch", "unlabeled"),
+        ("nnUNetTrainerUniMatch", "kept_0"),
     ],
 )
 @pytest.mark.parametrize("kind", ["regions", "ignore"])
@@ -179,7 +181,7 @@ def test_region_based_and_ignore_labels_train(tiny, tmp_path, monkeypatch, name,
             properties["class_locations"][-1, 0, 1, 2] = properties["class_locations"][1]
             write_pickle(properties, str(file))
     write_json(path, description)
-    trainer = started(name, "2d_short")
+    trainer = started(name, trusting(name, "2d_short", copy))
     trainer.current_epoch = 1  # past every warm-up
     assert trainer.label_manager.has_regions == (kind == "regions")
     assert trainer.label_manager.has_ignore_label == (kind == "ignore")
