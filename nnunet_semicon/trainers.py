@@ -1,9 +1,11 @@
 """The catalogue: every trainer name that nnU-Net can find with ``-tr``."""
 
+from nnunet_semicon.methods.bcp import BCP
 from nnunet_semicon.methods.cross_supervision import CrossSupervision
 from nnunet_semicon.methods.fixmatch import FixMatch
 from nnunet_semicon.methods.mcsc import MCSC
 from nnunet_semicon.methods.mean_teacher import MeanTeacher
+from nnunet_semicon.methods.own_predictions import OwnPredictions
 from nnunet_semicon.methods.plgcl import PLGCL
 from nnunet_semicon.methods.semicon import Semicon
 from nnunet_semicon.methods.sp_con import SPCon
@@ -19,6 +21,7 @@ from nnunet_semicon.training.semi_trainer import SemiTrainer
 from nnunet_semicon.training.swin_trainer import SwinTrainer
 
 __all__ = [
+    "nnUNetTrainerBCP",
     "nnUNetTrainerCPS",
     "nnUNetTrainerCrossTeaching",
     "nnUNetTrainerFixMatch",
@@ -29,6 +32,7 @@ __all__ = [
     "nnUNetTrainerSPCon",
     "nnUNetTrainerSPConPretrain",
     "nnUNetTrainerSemicon",
+    "nnUNetTrainerSelfTraining",
     "nnUNetTrainerSimCLRPretrain",
     "nnUNetTrainerSupervisedControl",
     "nnUNetTrainerSupervisedLocal",
@@ -73,6 +77,18 @@ class nnUNetTrainerUniMatch(SemiTrainer):
     """FixMatch with two mixed strong views, and with a weak view of which half of the feature channels are dropped."""
 
     method_class = UniMatch
+
+
+class nnUNetTrainerBCP(SemiTrainer):
+    """Boxes are exchanged between labeled and unlabeled images in both directions; a teacher labels the latter."""
+
+    method_class = BCP
+
+
+class nnUNetTrainerSelfTraining(SemiTrainer):
+    """The network's own hard predictions, flipped and rotated with their images, are labels like others."""
+
+    method_class = OwnPredictions
 
 
 class nnUNetTrainerCPS(SemiTrainer):

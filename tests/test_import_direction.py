@@ -36,7 +36,7 @@ TABLE = {
     "tables": Rule(libraries={"rich"}),
     "autoload": Rule(),
     "nnunet_ext": Rule(ours={"trainers"}),
-    "losses": Rule(libraries={"torch"}),
+    "losses": Rule(libraries={"scipy", "torch"}),
     "meta_labels": Rule(libraries={"numpy"}),
     "networks": Rule(libraries={"torch", "timm"}),
     "configuration": Rule(ours={"files", "meta_labels", "tables"}, libraries={"numpy", "pydantic", "pydantic_core"}),
