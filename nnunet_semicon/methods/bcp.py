@@ -63,7 +63,7 @@ class BCP(Method):
     """Boxes are exchanged between labeled images, later between labeled and unlabeled ones, in both directions."""
 
     Config = BCPConfig
-    needs = Needs(views=1, student_views=1)
+    needs = Needs(views=1, student_views=1, paired=True)
     paper = PAPER
     cost = "a forward pass of the teacher on the unlabeled images, and components on the CPU; less during the warm-up"
     scalar_names = ("supervised", "self_training")
