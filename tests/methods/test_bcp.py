@@ -175,7 +175,7 @@ def test_the_teacher_is_the_student_until_the_warmup_ends_then_its_moving_averag
 
 
 def test_a_step_computes_the_printed_loss(training):
-    configure(training, "bcp", "2d_short", batch_size=6, labeled_per_step=3, num_epochs=10, unlabeled_weight=0.25)
+    configure(training, "bcp", "2d_short", labeled_per_step=3, num_epochs=10, unlabeled_weight=0.25)
     trainer = started(NAME, "bcp")
     step(trainer)
     trainer.current_epoch = 5
