@@ -153,7 +153,7 @@ def test_one_labeled_row_still_meets_the_foreground(training):
     ("name", "scalar"),
     [
         (MEAN_TEACHER, "consistency"),
-        (SPCON, "consistency"),
+        (SPCON, "self_training"),
         ("nnUNetTrainerPLGCL", "contrast"),
         ("nnUNetTrainerSupervisedLocal", "local"),
         ("nnUNetTrainerSupervisedLocalPretrain", "local"),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nnunet_semicon.configuration.config import Settings, setting
 from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.errors import UserError
 from nnunet_semicon.losses.mixing import chosen_rows, mix, random_boxes
 
 
@@ -43,6 +44,15 @@ class Targets:
     def __getitem__(self, rows: Tensor) -> "Targets":
         """Return some of the rows, in the order of ``rows``."""
         return Targets(self.images[rows], self.target[rows], self.weight[rows])
+
+
+def refuse_impossible_boxes(config: PasteConfig) -> None:
+    """Raise a UserError where the smallest box is larger than the largest."""
+    if config.box_min > config.box_max:
+        raise UserError(
+            f"'box_min' is {config.box_min:g} and 'box_max' is {config.box_max:g}, expected a smaller 'box_min': the "
+            "parts of an image that a box covers lie between them"
+        )
 
 
 def boxes(config: PasteConfig, count: int, size: tuple[int, ...], probability: float) -> Tensor:

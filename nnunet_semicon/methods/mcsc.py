@@ -4,7 +4,8 @@
 
 L_cps(x): Dice of network x with the hard prediction of the other. L_cl: contrast of the pixels of both networks
 (:mod:`nnunet_semicon.methods.scale_term`); a pixel's class is its label, or, on unlabeled rows, what the *other*
-network predicts there. w(t): exponential ramp. Inference uses the student, the planned network; ``semicon export
+network predicts there. w(t): exponential ramp. The student may also learn from a moving average of itself
+(:mod:`nnunet_semicon.methods.self_training`). Inference uses the student, the planned network; ``semicon export
 --network second`` gives the Transformer.
 
 Deviations: listed in docs/methods/mcsc.md.
@@ -21,8 +22,8 @@ from nnunet_semicon.configuration.derived import Derived, Filled
 from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.cross_supervision import cross_dice, hard_prediction
-from nnunet_semicon.losses.schedules import sigmoid_rampup
-from nnunet_semicon.methods import scale_term, second_network
+from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
+from nnunet_semicon.methods import scale_term, second_network, self_training
 from nnunet_semicon.methods.base import (
     BuildContext,
     Logits,
@@ -33,17 +34,27 @@ from nnunet_semicon.methods.base import (
     Student,
     SupervisedLoss,
     finest,
+    rows_of,
 )
 from nnunet_semicon.methods.scale_term import ScaleConfig, ScaleTerm, scales_of, taps_of
 from nnunet_semicon.methods.second_network import BothLosses, SecondNetwork, SecondNetworkConfig, losses_of_both
+from nnunet_semicon.methods.self_training import Kind, SelfTraining, SelfTrainingConfig, rows_per_image, teacher_logits
+from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class MCSCConfig(ScaleConfig, SecondNetworkConfig):
-    """Hyper-parameters beside those of the contrast and of the second network."""
+class MCSCConfig(ScaleConfig, SecondNetworkConfig, SelfTrainingConfig):
+    """Hyper-parameters beside those of the contrast, of the second network and of self-training."""
 
+    self_training: Kind = setting(
+        "none", "how unlabeled images also teach, through a moving average of the student", source="MCSC: not at all"
+    )
     lambda_cross: float = setting(0.1, "final weight of the cross supervision", low=0, source="MCSC's code")
     rampup: float = setting(
-        0.75, "part of the run over which that weight grows", low=0, high=1, source="MCSC's code: 30000 of 40000 steps"
+        0.75,
+        "part of the run over which that weight grows, and that of self-training",
+        low=0,
+        high=1,
+        source="MCSC's code: 30000 of 40000 steps",
     )
     contrast_start: float = setting(
         0.075,
@@ -92,25 +103,36 @@ class MCSC(Method):
         self.contrast = ScaleTerm(config, build, self.second.network) if scales_of(config) else None
         self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
         self.scalar_names = (*BothLosses._fields, *["contrast"] * (self.contrast is not None))
+        self.strong = build.strong
+        self.self_training, self.teacher = SelfTraining.if_any(config, build), None
+        if self.self_training is not None:
+            self.scalar_names += self.self_training.scalar_names
+        if self.self_training is not None or config.predicts_with_teacher:
+            self.teacher = segmentation_teacher(build.network)
 
     @classmethod
     def needs_of(cls, config: MCSCConfig) -> Needs:
-        """The maps follow from the scales, the second network is a hyper-parameter."""
-        return replace(cls.needs, taps=taps_of(config), second_network=config.second_network)
+        """The maps follow from the scales; the second network and self-training are hyper-parameters."""
+        views = cls.needs.student_views + rows_per_image(config)
+        return replace(cls.needs, student_views=views, taps=taps_of(config), second_network=config.second_network)
 
     @classmethod
     def derive(cls, config: MCSCConfig, facts: Facts) -> Filled[MCSCConfig]:
-        """Fill in the learning rate of the second network, and the pixels that meet at each scale."""
+        """Fill in what the second network, the contrast and self-training leave open."""
         filled = second_network.derive(config)
-        return filled.then(scale_term.derive(filled.config, facts))
+        filled = filled.then(scale_term.derive(filled.config, facts))
+        return filled.then(self_training.derive(filled.config, facts))
 
     def networks(self) -> dict[str, nn.Module]:
-        """Return the network that the student learns from."""
-        return {"second": self.second.network}
+        """Return the network that the student learns from, and its moving average if there is one."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.module}
+        return {"second": self.second.network, **teacher}
 
     def on_train_start(self, student_module: nn.Module) -> None:
-        """The second network may start from trained weights."""
+        """The second network may start from trained weights; a teacher starts as the student."""
         self.second.on_train_start()
+        if self.teacher is not None:
+            self.teacher.copy_from(student_module)
 
     def optimizers(self) -> list[Optimizer]:
         """Return the second network's optimizer, and that of the projectors."""
@@ -120,9 +142,15 @@ class MCSC(Method):
     def compute(
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
     ) -> StepOutput:
-        """L = L_cnn + L_tra; in the beginning only labeled rows are contrasted."""
-        outputs = student(batch.image), self.second(batch.image)
-        logits, second_logits = (output.logits for output in outputs)
+        """L = L_cnn + L_tra, and self-training; in the beginning only labeled rows are contrasted."""
+        images, lesson = batch.image, None
+        if self.self_training is not None and self.teacher is not None:
+            pseudo = teacher_logits(self.teacher, batch.unlabeled, self.has_regions, self.config.mirrored_teacher)
+            lesson = self.self_training.lesson(batch, self.strong(batch.unlabeled), pseudo)
+            images = torch.cat([images, lesson.images])
+        outputs = student(images), self.second(batch.image)
+        plain = slice(0, len(batch.image))
+        logits, second_logits = rows_of(outputs[0].logits, plain), outputs[1].logits
         both = losses_of_both(logits, second_logits, batch, supervised_loss, cross_dice, self.has_regions)
         weight = self.config.lambda_cross * sigmoid_rampup(progress.fraction, self.config.rampup)
         loss, scalars = both.total(weight), both.scalars()
@@ -133,12 +161,18 @@ class MCSC(Method):
             contrast = self.contrast(features, classes)
             loss = loss + 2 * self.config.lambda_contrast * contrast  # it stands in the loss of each network
             scalars["contrast"] = contrast.detach()
+        if self.self_training is not None and lesson is not None:
+            taught = rows_of(outputs[0].logits, slice(plain.stop, None))
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress)
+            loss, scalars = loss + term, {**scalars, **more}
         return StepOutput(loss, scalars)
 
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
     ) -> None:
-        """Stop a run whose contrast has had no negatives for long."""
+        """Move a teacher; stop a run whose contrast has had no negatives for long."""
+        if self.teacher is not None:
+            self.teacher.update(student_module, ema_decay(progress.step, self.config.ema_decay))
         if self.contrast is not None:
             self.contrast.negatives.stop_if_none(progress.step)
 

@@ -21,10 +21,10 @@ from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.derived import Derived, Filled
 from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
-from nnunet_semicon.losses.consistency import sigmoid_cross_entropy, softmax_cross_entropy
 from nnunet_semicon.losses.entropy import binary_entropy
 from nnunet_semicon.losses.pseudo_label import class_probabilities
-from nnunet_semicon.losses.schedules import ema_decay, sigmoid_rampup
+from nnunet_semicon.losses.schedules import ema_decay
+from nnunet_semicon.methods import patch_term, self_training
 from nnunet_semicon.methods.base import (
     BuildContext,
     Encode,
@@ -38,19 +38,31 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
-from nnunet_semicon.methods.patch_term import MAP, PatchConfig, PatchTerm, derive, tap_of
-from nnunet_semicon.methods.teacher import TeacherConfig
+from nnunet_semicon.methods.patch_term import MAP, PatchConfig, PatchTerm, tap_of
+from nnunet_semicon.methods.self_training import (
+    Kind,
+    SelfTraining,
+    SelfTrainingConfig,
+    is_soft,
+    rows_per_image,
+    teacher_logits,
+)
 from nnunet_semicon.networks.ema import segmentation_teacher
 from nnunet_semicon.networks.taps import FeatureTaps
 
 
-class PLGCLConfig(TeacherConfig, PatchConfig):
-    """Hyper-parameters of PLGCL beside those of the contrast."""
+class PLGCLConfig(PatchConfig, SelfTrainingConfig):
+    """Hyper-parameters of PLGCL beside those of the contrast and of self-training."""
 
+    self_training: Kind = setting(
+        "cross_entropy", "how unlabeled images teach beside the contrast (L_Reg)", source="poster, step 4"
+    )
     supervised_warmup: float = setting(
         1 / 3, "part of the run on labels alone", low=0, high=1, source="authors' code: 100 of 300 epochs"
     )
-    lambda_reg: float = setting(1.0, "final weight of L_Reg (beta)", low=0, source="ours, not tuned; 4 in the code")
+    lambda_reg: float = setting(
+        1.0, "final weight of self-training (L_Reg, beta)", low=0, source="ours, not tuned; 4 in the code"
+    )
     rampup: float = setting(
         0.2, "part of the run, after the warm-up, over which that weight grows", low=0, high=1, source="ours"
     )
@@ -96,24 +108,28 @@ class PLGCL(Method):
         super().__init__(config, build)
         self.strong = build.strong
         self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
-        self.regularization = sigmoid_cross_entropy if build.has_regions else softmax_cross_entropy
         self.patches = PatchTerm(config, build) if config.lambda_patch > 0 else None
         self.tap = tap_of(config)
-        self.scalar_names = ("supervised", "regularization", *["contrast"] * (self.patches is not None))
+        self.self_training = SelfTraining.if_any(config, build)
+        more = () if self.self_training is None else self.self_training.scalar_names
+        self.scalar_names = ("supervised", *more, *["contrast"] * (self.patches is not None))
         self.teacher = segmentation_teacher(build.network)
         self.teacher_taps = FeatureTaps(self.teacher.module, (MAP,))
 
     @classmethod
     def needs_of(cls, config: PLGCLConfig) -> Needs:
-        """Windows that are encoded again are rows of the student, one for each unlabeled image."""
+        """Windows that are encoded again are rows of the student, one for each unlabeled image; so are mixed images."""
+        views = cls.needs.student_views + (0 if is_soft(config) else rows_per_image(config))
         if config.lambda_patch == 0:
-            return replace(cls.needs, taps=())
-        return replace(cls.needs, student_views=2 if config.patch_source == "image" else 1, taps=(tap_of(config),))
+            return replace(cls.needs, student_views=views, taps=())
+        views += config.patch_source == "image"
+        return replace(cls.needs, student_views=views, taps=(tap_of(config),))
 
     @classmethod
     def derive(cls, config: PLGCLConfig, facts: Facts) -> Filled[PLGCLConfig]:
-        """Fill in how many windows a step has, and how many earlier ones are kept."""
-        return derive(config, facts)
+        """Fill in what the contrast and self-training leave open."""
+        filled = self_training.derive(config, facts)
+        return filled.then(patch_term.derive(filled.config, facts))
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the moving average of the student."""
@@ -132,37 +148,51 @@ class PLGCL(Method):
             zeros = dict.fromkeys(self.scalar_names, torch.zeros_like(supervised.detach()))
             return StepOutput(supervised, {**zeros, "supervised": supervised.detach()})
 
-        n, rows = batch.n_labeled, len(batch.image)
-        images = torch.cat([batch.labeled, self.strong(batch.unlabeled)])
-        teacher_logits, teacher_map = self._teacher(batch.image)
-        classes = self._classes(batch, teacher_logits)
-        drawn = None
+        n, strong = batch.n_labeled, self.strong(batch.unlabeled)
+        images = torch.cat([batch.labeled, strong])
+        logits, teacher_map = self._teacher(batch.image)
+        classes = self._classes(batch, logits)
+        drawn = lesson = None
         if self.patches is not None:
-            windows = self.patches.windows_of(rows - n)
-            probabilities = class_probabilities(teacher_logits, self.has_regions)
+            windows = self.patches.windows_of(len(strong))
+            probabilities = class_probabilities(logits, self.has_regions)
             drawn = self.patches.draw(probabilities, teacher_map, classes, windows)
             images = self.patches.with_windows(images, classes, drawn)
+        contrasted = len(images)
+        if self.self_training is not None:
+            lesson = self.self_training.lesson(batch, strong, self._pseudo_logits(batch.unlabeled, logits[n:]))
+            images = images if self.self_training.is_soft else torch.cat([images, lesson.images])
         output = student(images)
 
         supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)
-        regularization = self.regularization(finest(output.logits)[n:rows], teacher_logits[n:])
-        since = progress.fraction - self.config.supervised_warmup
-        loss = supervised + self.config.lambda_reg * sigmoid_rampup(since, self.config.rampup) * regularization
-        scalars = {"supervised": supervised.detach(), "regularization": regularization.detach()}
-        for_after_step = {}
+        loss, scalars, for_after_step = supervised, {"supervised": supervised.detach()}, {}
+        if self.self_training is not None and lesson is not None:
+            start = n if self.self_training.is_soft else contrasted
+            taught = rows_of(output.logits, slice(start, start + len(lesson.images)))
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, self._since_warmup(progress))
+            loss, scalars = loss + term, {**scalars, **more}
         if self.patches is not None and drawn is not None:
-            contrast, embeddings, own = self.patches(output.features[self.tap], classes, drawn)
+            contrast, embeddings, own = self.patches(output.features[self.tap][:contrasted], classes, drawn)
             for_after_step = {"embeddings": embeddings, "classes": own}
             loss = loss + self.config.lambda_patch * contrast
             scalars["contrast"] = contrast.detach()
         return StepOutput(loss, scalars, for_after_step)
 
+    def _since_warmup(self, progress: Progress) -> Progress:
+        """Return the progress, counted from the end of the warm-up."""
+        return replace(progress, step=max(0, progress.step - int(self.config.supervised_warmup * progress.total)))
+
+    def _pseudo_logits(self, images: Tensor, plain: Tensor) -> Tensor:
+        """Return the logits of pseudo-labels; ``plain`` are the teacher's on the images as they are."""
+        if not self.config.mirrored_teacher:
+            return plain
+        return teacher_logits(self.teacher, images, self.has_regions, mirrored=True)
+
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
     ) -> None:
         """Move the teacher, which is the student itself until the warm-up ends; queue the embeddings of windows."""
-        since = progress.step - int(self.config.supervised_warmup * progress.total)
-        self.teacher.update(student_module, ema_decay(max(0, since), self.config.ema_decay))
+        self.teacher.update(student_module, ema_decay(self._since_warmup(progress).step, self.config.ema_decay))
         if self.patches is not None:
             self.patches.after_step(output.for_after_step, progress.step)
 

@@ -42,7 +42,9 @@ from nnunet_semicon.methods.copy_paste import (
     labeled_targets,
     partners,
     paste,
+    refuse_impossible_boxes,
 )
+from nnunet_semicon.methods.teacher import TeacherConfig
 
 FEW_STEPS = 5000  # a run below this has no time for a slow teacher
 SOFT_LOSSES = {  # kind, regions -> loss
@@ -52,11 +54,13 @@ SOFT_LOSSES = {  # kind, regions -> loss
     ("cross_entropy", True): sigmoid_cross_entropy,
 }
 
+Kind = Literal["copy_paste", "match", "mean_teacher", "cross_entropy", "none"]
 
-class SelfTrainingConfig(PasteConfig):
-    """Hyper-parameters of self-training."""
 
-    self_training: Literal["copy_paste", "match", "mean_teacher", "cross_entropy", "none"] = setting(
+class SelfTrainingConfig(TeacherConfig, PasteConfig):
+    """Hyper-parameters of self-training and of its teacher."""
+
+    self_training: Kind = setting(
         "copy_paste", "how unlabeled images teach: pseudo-labels with or without labeled content, or soft targets"
     )
     lambda_reg: float = setting(1.0, "final weight of self-training", low=0)
@@ -83,7 +87,12 @@ C = TypeVar("C", bound=SelfTrainingConfig)
 
 
 def derive(config: C, facts: Facts) -> Filled[C]:
-    """Fill in the teacher's decay and the share of CutMix."""
+    """Fill in the teacher's decay and the share of CutMix.
+
+    Raises:
+        UserError: the smallest box is larger than the largest.
+    """
+    refuse_impossible_boxes(config)
     if facts.steps < FEW_STEPS:
         decay = Derived(0.99, f"{facts.steps} steps are fewer than {FEW_STEPS}")
     else:
@@ -93,9 +102,14 @@ def derive(config: C, facts: Facts) -> Filled[C]:
     return Filled(config).fill(ema_decay=decay, cutmix_probability=cutmix)
 
 
+def is_soft(config: SelfTrainingConfig) -> bool:
+    """Whether the student learns the teacher's probabilities instead of pseudo-labels."""
+    return config.self_training in {kind for kind, _ in SOFT_LOSSES}
+
+
 def rows_per_image(config: SelfTrainingConfig) -> int:
     """Return how many images the student sees for each unlabeled one."""
-    if config.self_training == "none":
+    if config.self_training == "none" or config.lambda_reg == 0:
         return 0
     return 2 if config.self_training == "copy_paste" and config.paste_both else 1
 
@@ -136,6 +150,11 @@ class SelfTraining:
         self.is_soft = self.soft_loss is not None
         kept = [] if self.is_soft else [f"kept_{number}" for number in range(build.n_heads)]
         self.scalar_names = ("self_training", *kept)
+
+    @classmethod
+    def if_any(cls, config: SelfTrainingConfig, build: BuildContext) -> "SelfTraining | None":
+        """Return the term, or None where ``self_training`` is ``none`` or has no weight."""
+        return cls(config, build) if config.self_training != "none" and config.lambda_reg > 0 else None
 
     def lesson(self, batch: TwoStreamBatch, strong: Tensor, teacher_logits: Tensor) -> Lesson:
         """Return the images and targets of one step.

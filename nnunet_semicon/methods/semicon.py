@@ -27,11 +27,10 @@ from nnunet_semicon.methods.base import (
     rows_of,
 )
 from nnunet_semicon.methods.self_training import SelfTraining, SelfTrainingConfig, rows_per_image, teacher_logits
-from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class SemiconConfig(SelfTrainingConfig, TeacherConfig):  # the decay of self-training is derived
+class SemiconConfig(SelfTrainingConfig):
     """Hyper-parameters of self-training and of its teacher; there are no others."""
 
 

@@ -2,7 +2,8 @@
 
     L = L_sup + lambda_reg L_MT + lambda_sp sum_k lambda_k L_SPcon^k                     (supplement, eq. 15 with 14)
 
-L_MT: consistency with a mean teacher (supplement, eq. 3). L_SPcon^k: contrast of image embeddings in which two images
+L_MT: consistency with a mean teacher (supplement, eq. 3), or other self-training
+(:mod:`nnunet_semicon.methods.self_training`). L_SPcon^k: contrast of image embeddings in which two images
 are a positive pair if they share meta-label k (slice position, patient), each pair weighted by how well the network
 already agrees with it (:mod:`nnunet_semicon.methods.meta_contrast`).
 
@@ -13,17 +14,18 @@ step. They are listed in docs/methods/sp_con.md.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from nnunet_semicon.configuration.config import setting
+from nnunet_semicon.configuration.config import open_setting, setting
 from nnunet_semicon.configuration.derived import Derived, Filled
 from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch
-from nnunet_semicon.losses.consistency import sigmoid_mse, softmax_mse
 from nnunet_semicon.losses.schedules import ema_decay
+from nnunet_semicon.methods import meta_contrast, self_training
 from nnunet_semicon.methods.base import (
     BuildContext,
     Encode,
@@ -36,22 +38,34 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
-from nnunet_semicon.methods.meta_contrast import CONTRAST_PAPER, VIEWS, ContrastConfig, MetaContrast, derive, needs_of
-from nnunet_semicon.methods.teacher import TeacherConfig
+from nnunet_semicon.methods.meta_contrast import CONTRAST_PAPER, VIEWS, ContrastConfig, MetaContrast
+from nnunet_semicon.methods.self_training import (
+    Kind,
+    SelfTraining,
+    SelfTrainingConfig,
+    is_soft,
+    rows_per_image,
+    teacher_logits,
+)
 from nnunet_semicon.networks.ema import segmentation_teacher
 from nnunet_semicon.networks.taps import BOTTLENECK, FeatureTaps
 
 
-class SPConConfig(TeacherConfig, ContrastConfig):
-    """Hyper-parameters of SP-Con beside those of the contrast."""
+class SPConConfig(ContrastConfig, SelfTrainingConfig):
+    """Hyper-parameters of SP-Con beside those of the contrast and of self-training."""
+
+    self_training: Kind = setting(
+        "mean_teacher", "how unlabeled images teach beside the contrast", source="supplement, eq. 3"
+    )
 
     lambda_sp: float = setting(5e-3, "weight of all contrastive terms", low=0, source="supplement 3.2 (ACDC)")
     lambda_reg: float = setting(
         1.0,
-        "weight of the mean-teacher term; 0: no mean teacher",
+        "final weight of self-training (L_MT); 0: none",
         low=0,
         source="ours, not tuned; 0.1 in the paper",
     )
+    rampup: float = open_setting("part of the run over which that weight grows; null: derived", low=0, high=1)
     head_lr: float = setting(
         1e-3, "learning rate of the projectors' own optimizer (Adam)", low=0, source="ours; the paper has one RAdam"
     )
@@ -87,24 +101,32 @@ class SPCon(Method):
         self.strong = build.strong
         self.contrast = MetaContrast(config, build)
         self.show = self.contrast.show
-        self.has_mean_teacher = config.lambda_reg > 0
-        self.scalar_names = ("supervised", *["consistency"] * self.has_mean_teacher, *self.contrast.scalar_names)
+        self.self_training = SelfTraining.if_any(config, build)
+        more = () if self.self_training is None else self.self_training.scalar_names
+        self.scalar_names = ("supervised", *more, *self.contrast.scalar_names)
+        self.has_regions = build.has_regions
         self.teacher = None
-        self.teacher_is_asked = self.has_mean_teacher or self.contrast.has_queue
+        self.teacher_is_asked = self.self_training is not None or self.contrast.has_queue
         if self.teacher_is_asked or config.predicts_with_teacher:
             self.teacher = segmentation_teacher(build.network)
             self.teacher_taps = FeatureTaps(self.teacher.module, (self.contrast.tap,))
-        self.consistency = sigmoid_mse if build.has_regions else softmax_mse
 
     @classmethod
     def needs_of(cls, config: SPConConfig) -> Needs:
-        """The sampler and the tap are hyper-parameters."""
-        return needs_of(cls.needs, config)
+        """Sampler, tap and self-training are hyper-parameters; soft targets are learned on the contrasted rows."""
+        needs = meta_contrast.needs_of(cls.needs, config)
+        return needs if is_soft(config) else replace(needs, student_views=VIEWS + rows_per_image(config))
 
     @classmethod
     def derive(cls, config: SPConConfig, facts: Facts) -> Filled[SPConConfig]:
-        """Fill in the weights of the meta-labels there are, the size of the queue and the range of gamma."""
-        return derive(config, facts)
+        """Fill in what the contrast and self-training leave open."""
+        if is_soft(config):
+            rampup = Derived(0.0, "SP-Con: the whole weight from the start")
+        else:
+            rampup = Derived(0.3, "as for copy-paste self-training")
+        filled = Filled(config).fill(rampup=rampup)
+        filled = filled.then(self_training.derive(filled.config, facts))
+        return filled.then(meta_contrast.derive(filled.config, facts))
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the moving average of the student, if there is one."""
@@ -120,21 +142,36 @@ class SPCon(Method):
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
     ) -> StepOutput:
         """L = L_sup + lambda_reg L_MT + lambda_sp sum_k lambda_k L_SPcon^k."""
-        n, strong = batch.n_labeled, len(batch.image)
-        output = student(torch.cat([batch.image, self.strong(batch.unlabeled)]))
+        n = batch.n_labeled
+        strong = self.strong(batch.unlabeled)
+        contrasted = torch.cat([batch.image, strong])
+        images, lesson, for_after_step = [contrasted], None, {}
+        if self.teacher is not None and self.teacher_is_asked:
+            plain_logits = finest(self.teacher(batch.unlabeled))
+            for_after_step["teacher_features"] = self.teacher_taps.take()[self.contrast.tap]
+            if self.self_training is not None:
+                lesson = self.self_training.lesson(batch, strong, self._pseudo_logits(batch.unlabeled, plain_logits))
+                images += [] if self.self_training.is_soft else [lesson.images]
+        output = student(torch.cat(images))
+
         supervised = supervised_loss(rows_of(output.logits, slice(0, n)), batch.target)
-        contrast = self.contrast(output.features[self.contrast.tap][n:], batch.meta, progress.fraction)
+        features = output.features[self.contrast.tap][n : len(contrasted)]
+        contrast = self.contrast(features, batch.meta, progress.fraction)
         loss = supervised + self.config.lambda_sp * contrast.loss
         scalars = {"supervised": supervised.detach(), **contrast.scalars}
-        for_after_step = {}
-        if self.teacher is not None and self.teacher_is_asked:
-            teacher_logits = finest(self.teacher(batch.unlabeled))
-            for_after_step["teacher_features"] = self.teacher_taps.take()[self.contrast.tap]
-            if self.has_mean_teacher:
-                consistency = self.consistency(finest(output.logits)[strong:], teacher_logits)
-                loss = loss + self.config.lambda_reg * consistency
-                scalars["consistency"] = consistency.detach()
+        if self.self_training is not None and lesson is not None:
+            taught = rows_of(
+                output.logits, slice(-len(lesson.images), None)
+            )  # soft: the strong rows, hard: those added
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress)
+            loss, scalars = loss + term, {**scalars, **more}
         return StepOutput(loss, scalars, for_after_step)
+
+    def _pseudo_logits(self, images: Tensor, plain: Tensor) -> Tensor:
+        """Return the logits of pseudo-labels; ``plain`` are the teacher's on the images as they are."""
+        if self.teacher is None or not self.config.mirrored_teacher:
+            return plain
+        return teacher_logits(self.teacher, images, self.has_regions, mirrored=True)
 
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress

@@ -21,6 +21,7 @@ from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch, pixel_classes
 from nnunet_semicon.losses.pseudo_label import confident_prediction
 from nnunet_semicon.losses.schedules import ema_decay
+from nnunet_semicon.methods import local_term, self_training
 from nnunet_semicon.methods.base import (
     BuildContext,
     Method,
@@ -32,14 +33,15 @@ from nnunet_semicon.methods.base import (
     finest,
     rows_of,
 )
-from nnunet_semicon.methods.local_term import LOCAL_PAPER, LocalConfig, LocalTerm, derive, with_taps
-from nnunet_semicon.methods.teacher import TeacherConfig
+from nnunet_semicon.methods.local_term import LOCAL_PAPER, LocalConfig, LocalTerm, with_taps
+from nnunet_semicon.methods.self_training import Kind, SelfTraining, SelfTrainingConfig, rows_per_image, teacher_logits
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class SupervisedLocalConfig(TeacherConfig, LocalConfig):
-    """Hyper-parameters beside those of the contrast."""
+class SupervisedLocalConfig(LocalConfig, SelfTrainingConfig):
+    """Hyper-parameters beside those of the contrast and of self-training."""
 
+    self_training: Kind = setting("none", "how unlabeled images teach beside the contrast", source="paper: not at all")
     lambda_local: float = setting(0.1, "weight of the local contrast", low=0, source="ours, not tuned")
     pseudo_labels: bool = setting(
         False, "contrast pixels of unlabeled images too, by the teacher's confident classes", source="ours"
@@ -55,26 +57,31 @@ class SupervisedLocal(Method):
     Config = SupervisedLocalConfig
     paper = LOCAL_PAPER
     cost = "the heads and the contrast; with pseudo_labels a forward pass of the teacher on the unlabeled images"
-    scalar_names = ("supervised", "local")
 
     def __init__(self, config: SupervisedLocalConfig, build: BuildContext) -> None:
         super().__init__(config, build)
         self.strong = build.strong
         self.local = LocalTerm(config, build)
-        has_teacher = config.pseudo_labels or config.predicts_with_teacher
+        self.self_training = SelfTraining.if_any(config, build)
+        more = () if self.self_training is None else self.self_training.scalar_names
+        self.scalar_names = ("supervised", "local", *more)
+        has_teacher = config.pseudo_labels or self.self_training is not None or config.predicts_with_teacher
         self.teacher = segmentation_teacher(build.network) if has_teacher else None
         self.has_regions, self.ignore_label = build.has_regions, build.ignore_label
 
     @classmethod
     def needs_of(cls, config: SupervisedLocalConfig) -> Needs:
-        """Unlabeled images are needed for pseudo-labels only; maps follow from the levels."""
-        needs = replace(cls.needs, views=1, student_views=1) if config.pseudo_labels else cls.needs
+        """Unlabeled images are needed for pseudo-labels and self-training; maps follow from the levels."""
+        views = config.pseudo_labels + rows_per_image(config)
+        needs = replace(cls.needs, views=1, student_views=views) if views else cls.needs
         return with_taps(needs, config)
 
     @classmethod
     def derive(cls, config: SupervisedLocalConfig, facts: Facts) -> Filled[SupervisedLocalConfig]:
-        """Fill in the pixels that meet."""
-        return derive(config, facts, facts.rows.student_rows)
+        """Fill in the pixels that meet, and what self-training leaves open."""
+        filled = self_training.derive(config, facts)
+        rows = facts.rows.labeled + facts.rows.images * config.pseudo_labels
+        return filled.then(local_term.derive(filled.config, facts, rows))
 
     def networks(self) -> dict[str, nn.Module]:
         """Return the moving average of the student, if there is one."""
@@ -94,13 +101,21 @@ class SupervisedLocal(Method):
         if self.config.pseudo_labels:
             images = torch.cat([images, self.strong(batch.unlabeled)])
             classes = torch.cat([classes, self._pseudo_labels(batch.unlabeled)])
+        contrasted, lesson = len(images), None
+        if self.self_training is not None and self.teacher is not None:
+            pseudo = teacher_logits(self.teacher, batch.unlabeled, self.has_regions, self.config.mirrored_teacher)
+            lesson = self.self_training.lesson(batch, self.strong(batch.unlabeled), pseudo)
+            images = torch.cat([images, lesson.images])
         output = student(images)
         supervised = supervised_loss(rows_of(output.logits, slice(0, batch.n_labeled)), batch.target)
-        local = self.local(output.features, classes)
-        return StepOutput(
-            supervised + self.config.lambda_local * local,
-            {"supervised": supervised.detach(), "local": local.detach()},
-        )
+        local = self.local({tap: maps[:contrasted] for tap, maps in output.features.items()}, classes)
+        loss = supervised + self.config.lambda_local * local
+        scalars = {"supervised": supervised.detach(), "local": local.detach()}
+        if self.self_training is not None and lesson is not None:
+            taught = rows_of(output.logits, slice(contrasted, None))
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress)
+            loss, scalars = loss + term, {**scalars, **more}
+        return StepOutput(loss, scalars)
 
     def after_step(
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress

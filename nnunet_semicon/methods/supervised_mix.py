@@ -8,6 +8,8 @@ is mixed alike. It shows the gain of the augmentation alone, so that the rest is
 
 import torch
 
+from nnunet_semicon.configuration.derived import Filled
+from nnunet_semicon.configuration.facts import Facts
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.methods.base import (
     BuildContext,
@@ -19,7 +21,14 @@ from nnunet_semicon.methods.base import (
     SupervisedLoss,
     rows_of,
 )
-from nnunet_semicon.methods.copy_paste import PasteConfig, Targets, boxes, labeled_targets, paste
+from nnunet_semicon.methods.copy_paste import (
+    PasteConfig,
+    Targets,
+    boxes,
+    labeled_targets,
+    paste,
+    refuse_impossible_boxes,
+)
 
 
 class SupervisedMixConfig(PasteConfig):
@@ -37,6 +46,16 @@ class SupervisedMix(Method):
     def __init__(self, config: SupervisedMixConfig, build: BuildContext) -> None:
         super().__init__(config, build)
         self.strong = build.strong
+
+    @classmethod
+    def derive(cls, config: SupervisedMixConfig, facts: Facts) -> Filled[SupervisedMixConfig]:
+        """Refuse boxes of no possible size; nothing is open.
+
+        Raises:
+            UserError: the smallest box is larger than the largest.
+        """
+        refuse_impossible_boxes(config)
+        return Filled(config)
 
     def compute(
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress

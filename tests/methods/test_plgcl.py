@@ -111,7 +111,7 @@ def test_without_a_warm_up_the_first_step_has_all_terms(training):
     step(trainer)
     means = trainer.scalars.pop_means()
     assert means["contrast"] > 0
-    assert means["regularization"] > 0
+    assert means["self_training"] > 0
 
 
 @pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
@@ -155,8 +155,8 @@ def test_without_the_contrast_nothing_is_drawn(training, monkeypatch):
     assert trainer.method.patches is None
     assert not trainer.student.taps.names
     rows = scalars_of(trainer)
-    assert all(set(row) == {"epoch", "loss", "supervised", "regularization"} for row in rows)
-    assert rows[1]["regularization"] > 0
+    assert all(set(row) == {"epoch", "loss", "supervised", "self_training"} for row in rows)
+    assert rows[1]["self_training"] > 0
     arrays = dict(np.load(sorted((Path(trainer.output_folder) / "snapshots").iterdir())[-1]))
     assert set(arrays) == {"image", "pseudo_label", "entropy", "scan"}
 
