@@ -73,8 +73,9 @@ def test_queue_holds_teacher_embeddings_with_their_labels(training):
     features = trainer.method.teacher_taps.take()[BOTTLENECK]
     step(trainer, batch)
     # what the *teacher* sees: its features of the weak view, through its own projector
-    torch.testing.assert_close(queue.embeddings[1:2], contrast.teacher_heads(features)["position"])
-    assert queue.labels[1] == batch["meta"]["position"][0]
+    pushed = slice(len(features), 2 * len(features))  # behind those of the first step
+    torch.testing.assert_close(queue.embeddings[pushed], contrast.teacher_heads(features)["position"])
+    assert torch.equal(queue.labels[pushed], batch["meta"]["position"])
     assert not queue.embeddings.requires_grad
 
 
