@@ -19,11 +19,17 @@ from nnunet_semicon.losses.mixing import chosen_rows, mix, random_boxes
 class PasteConfig(Settings):
     """Hyper-parameters of the boxes."""
 
-    paste_probability: float = setting(0.7, "part of the images that get a box of another image", low=0, high=1)
-    box_min: float = setting(0.25, "smallest part of an image that a box covers", low=0, high=1)
-    box_max: float = setting(0.6, "largest part of an image that a box covers", low=0, high=1)
+    paste_probability: float = setting(
+        0.7, "part of the images that get a box of another image", low=0, high=1, source="ours; BCP 1"
+    )
+    box_min: float = setting(0.25, "smallest part of an image that a box covers", low=0, high=1, source="ours")
+    box_max: float = setting(0.6, "largest part of an image that a box covers", low=0, high=1, source="ours")
     paste_inverted: float = setting(
-        0.5, "part of the boxes outside of which, instead of inside, the other image lies", low=0, high=1
+        0.5,
+        "part of the boxes outside of which, instead of inside, the other image lies",
+        low=0,
+        high=1,
+        source="ours",
     )
 
 

@@ -46,7 +46,7 @@ from nnunet_semicon.methods.copy_paste import (
 )
 from nnunet_semicon.methods.teacher import TeacherConfig
 
-FEW_STEPS = 5000  # a run below this has no time for a slow teacher
+FEW_STEPS = 5000  # a run of at most so many has no time for a slow teacher
 SOFT_LOSSES = {  # kind, regions -> loss
     ("mean_teacher", False): softmax_mse,
     ("mean_teacher", True): sigmoid_mse,
@@ -61,25 +61,32 @@ class SelfTrainingConfig(TeacherConfig, PasteConfig):
     """Hyper-parameters of self-training and of its teacher."""
 
     self_training: Kind = setting(
-        "copy_paste", "how unlabeled images teach: pseudo-labels with or without labeled content, or soft targets"
+        "copy_paste",
+        "how unlabeled images teach: pseudo-labels with or without labeled content, or soft targets",
+        source="BCP, FixMatch, Mean Teacher, PLGCL",
     )
-    lambda_reg: float = setting(1.0, "final weight of self-training", low=0)
-    rampup: float = setting(0.3, "part of the run over which that weight grows", low=0, high=1)
+    lambda_reg: float = setting(1.0, "final weight of self-training", low=0, source="ours")
+    rampup: float = setting(0.3, "part of the run over which that weight grows", low=0, high=1, source="ours")
     threshold: float = setting(
-        0.8, "probability from which a pseudo-label counts", low=0, high=1, source="FixMatch, UniMatch: 0.95"
+        0.8, "probability from which a pseudo-label counts", low=0, high=1, source="ours; FixMatch and UniMatch 0.95"
     )
     min_kept: float = setting(
         0.0,
         "smallest part of the pseudo-labels of each class that count: lowers the threshold of a class that needs it",
         low=0,
         high=1,
+        source="ours",
     )
     cutmix_probability: float = open_setting(
         "part of the images that get a box of another unlabeled image; null: derived", low=0, high=1
     )
-    paste_both: bool = setting(False, "each pasted image, and its counterpart with the same box exchanged")
-    deep_pseudo_labels: bool = setting(True, "pseudo-labels teach all scales of deep supervision, not the finest alone")
-    mirrored_teacher: bool = setting(False, "pseudo-labels are averages over mirrored images")
+    paste_both: bool = setting(
+        False, "each pasted image, and its counterpart with the same box exchanged", source="BCP: true"
+    )
+    deep_pseudo_labels: bool = setting(
+        True, "pseudo-labels teach all scales of deep supervision, not the finest alone", source="nnU-Net"
+    )
+    mirrored_teacher: bool = setting(False, "pseudo-labels are averages over mirrored images", source="ours")
     ema_decay: float = open_setting("decay of the teacher's moving average; null: derived", low=0, high=1)
 
 
@@ -93,10 +100,10 @@ def derive(config: C, facts: Facts) -> Filled[C]:
         UserError: the smallest box is larger than the largest.
     """
     refuse_impossible_boxes(config)
-    if facts.steps < FEW_STEPS:
-        decay = Derived(0.99, f"{facts.steps} steps are fewer than {FEW_STEPS}")
+    if facts.steps <= FEW_STEPS:
+        decay = Derived(0.99, f"{facts.steps} steps are at most {FEW_STEPS}")
     else:
-        decay = Derived(0.999, f"{facts.steps} steps are at least {FEW_STEPS}")
+        decay = Derived(0.999, f"{facts.steps} steps are more than {FEW_STEPS}")
     is_match = config.self_training == "match"
     cutmix = Derived(0.5 if is_match else 0.0, "half with match" if is_match else "labeled content is pasted instead")
     return Filled(config).fill(ema_decay=decay, cutmix_probability=cutmix)
