@@ -1,4 +1,6 @@
-"""The catalogue: every trainer name that nnU-Net can find with ``-tr``."""
+"""The catalogue: every trainer name that nnU-Net can find with ``-tr``, and the group it belongs to."""
+
+from collections.abc import Mapping
 
 from nnunet_semicon.methods.bcp import BCP
 from nnunet_semicon.methods.cross_supervision import CrossSupervision
@@ -41,6 +43,37 @@ __all__ = [
     "nnUNetTrainerSwinUNet",
     "nnUNetTrainerUniMatch",
 ]
+
+# title -> trainers, in the order in which users see them; every trainer is in one group
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Recommended": ("nnUNetTrainerSemicon",),
+    "The four papers": (
+        "nnUNetTrainerSPCon",
+        "nnUNetTrainerPLGCL",
+        "nnUNetTrainerSupervisedLocal",
+        "nnUNetTrainerMCSC",
+    ),
+    "Baselines": (
+        "nnUNetTrainerMeanTeacher",
+        "nnUNetTrainerCPS",
+        "nnUNetTrainerCrossTeaching",
+        "nnUNetTrainerFixMatch",
+        "nnUNetTrainerUniMatch",
+        "nnUNetTrainerBCP",
+        "nnUNetTrainerSelfTraining",
+    ),
+    "Controls: labeled scans alone": (
+        "nnUNetTrainerSupervisedControl",
+        "nnUNetTrainerSupervisedMix",
+        "nnUNetTrainerSwinUNet",
+    ),
+    "Pre-training": (
+        "nnUNetTrainerSPConPretrain",
+        "nnUNetTrainerMetaContrastPretrain",
+        "nnUNetTrainerSimCLRPretrain",
+        "nnUNetTrainerSupervisedLocalPretrain",
+    ),
+}
 
 
 class nnUNetTrainerSemicon(SemiTrainer):

@@ -20,6 +20,7 @@ from nnunet_semicon.errors import UserError, listing, nearest
 from nnunet_semicon.files import read_object, read_object_or_none
 
 DEFAULT_PLANS = "nnUNetPlans"
+DEFAULT_TRAINER = "nnUNetTrainerSemicon"  # in printed commands, where the user names none
 
 
 # --- folders -----------------------------------------------------------------------------------------------------

@@ -425,6 +425,20 @@ def test_configure_writes_one_configuration_per_seed_and_prints_the_line(place, 
     assert "nnUNetv2_train 901 mine_s0 0 -tr nnUNetTrainerSPCon\n" in capsys.readouterr().out
 
 
+def test_without_a_trainer_the_printed_one_has_the_keys(place, capsys):
+    def printed(*words: str) -> str:
+        assert configure("-c", "2d", "--name", "mine", "--force", *words) == 0
+        (name,) = re.findall(r"nnUNetv2_train 901 mine\S* 0 -tr (\S+)$", capsys.readouterr().out, re.MULTILINE)
+        return name
+
+    assert printed() == "nnUNetTrainerSemicon"
+    assert printed("--set", "num_epochs=3", "threshold=0.9") == "nnUNetTrainerSemicon"
+    assert printed("--set", "teacher_noise=0.2") == "nnUNetTrainerMeanTeacher"
+    assert printed("--set", "threshold=0.9", "gamma_start=2") == "nnUNetTrainerSPCon", "self-training and a contrast"
+    assert printed("--set", "teacher_noise=0.2", "gamma_start=2") == "nnUNetTrainerSemicon", "no trainer has both"
+    assert printed("--set", "teacher_noise=0.2", "-tr", "nnUNetTrainerCPS") == "nnUNetTrainerCPS"
+
+
 def test_nothing_else_in_the_plans_changes(place):
     before = read_json(place.plans_file)
     assert configure("-c", "2d", "--name", "mine", "--set", "seed=1") == 0
@@ -752,7 +766,7 @@ def test_show_is_what_a_run_writes(training, capsys):
     trainer = started("nnUNetTrainerSPCon", "2d_short")
     written = read_json(Path(trainer.output_folder) / "semicon_config.json")["settings"]
     capsys.readouterr()
-    assert configure("-c", "2d_short", "--show", "-device", "cpu") == 0
+    assert configure("-c", "2d_short", "--show", "-tr", "nnUNetTrainerSPCon", "-device", "cpu") == 0
     table = shown(capsys.readouterr().out)
     assert list(table) == list(written)
     assert all(table[key].endswith(entry["reason"]) for key, entry in written.items())
@@ -773,8 +787,12 @@ def test_every_trainer_is_listed_with_what_it_does_needs_and_costs(capsys):
     from nnunet_semicon import trainers
 
     assert main(["trainers"]) == 0
-    blocks = capsys.readouterr().out.split("\n\n")
-    for name, block in zip(trainers.__all__, blocks, strict=False):
+    printed = capsys.readouterr().out
+    blocks = {block.splitlines()[0]: block for block in printed.strip().replace("\n\n\n", "\n\n").split("\n\n")}
+    in_order = [[title, *names] for title, names in trainers.GROUPS.items()]
+    assert list(blocks)[:-1] == [line for group in in_order for line in group]
+    for name in trainers.__all__:
+        block = blocks[name]
         lines = block.splitlines()
         assert lines[0] == name
         assert lines[1].split(None, 1) == ["does", getattr(trainers, name).__doc__.splitlines()[0]]

@@ -14,6 +14,7 @@ from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import keys_of
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.networks import swin_unet
+from nnunet_semicon.workspace import DEFAULT_TRAINER
 from tests import ddp
 from tests.harness import (
     CONFIGURATIONS,
@@ -210,6 +211,22 @@ def test_the_fast_tier_shows_every_mechanism_and_the_slow_one_every_trainer(trai
 def test_every_hyper_parameter_stands_in_the_page_of_the_method(name):
     undocumented = set(keys_of(getattr(trainers, name).method_class.Config)) - documented_keys(PAGES / page_of(name))
     assert not undocumented, f"{page_of(name)} does not say what {undocumented} mean"
+
+
+def test_every_trainer_is_in_one_group():
+    grouped = [name for names in trainers.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted(trainers.__all__)
+    assert trainers.GROUPS["Recommended"] == (DEFAULT_TRAINER,)
+    labeled_alone = {name for name in NAMES if not getattr(trainers, name).method_class.needs.views}
+    assert labeled_alone >= set(trainers.GROUPS["Controls: labeled scans alone"])
+    pretrained = {name for name in NAMES if getattr(trainers, name).method_class.needs.stage == "pretrain"}
+    assert pretrained == set(trainers.GROUPS["Pre-training"])
+
+
+def test_the_readme_lists_the_trainers_in_their_groups():
+    listed = re.findall(r"^\| (?:\*\*(.+)\*\*|`(nnUNetTrainer\w+)`) \|", README.read_text(), re.MULTILINE)
+    expected = [line for title, names in trainers.GROUPS.items() for line in (title, *names)]
+    assert [title or name for title, name in listed] == expected
 
 
 def page_of(name: str) -> str:

@@ -211,7 +211,7 @@ def test_split_is_written_where_nnunet_reads_it(dataset, capsys):
     assert not (raw / "splits_final.json").exists()
     out = capsys.readouterr().out
     assert "8 (4 patients)  8 (4 patients)  4 (2 patients)" in out
-    assert "nnUNetv2_train 907 2d 0 -tr nnUNetTrainerSPCon" in out
+    assert "nnUNetv2_train 907 2d 0 -tr nnUNetTrainerSemicon" in out
 
 
 def test_the_table_names_patients_only_where_they_differ(dataset, capsys):

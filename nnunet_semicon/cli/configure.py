@@ -23,7 +23,7 @@ from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.variants import COMMAND_LINE, nested, refuse_replacing, variants_of
 from nnunet_semicon.tables import render
-from nnunet_semicon.workspace import DEFAULT_PLANS, Place, all_cases, find_plans, result_folders
+from nnunet_semicon.workspace import DEFAULT_PLANS, DEFAULT_TRAINER, Place, all_cases, find_plans, result_folders
 
 EXAMPLE = """examples:
   semicon configure -d 027                                                     # list the configurations of ours
@@ -37,7 +37,6 @@ EXAMPLE = """examples:
 The new configuration inherits from -c, shares its preprocessed data and has its own result folder. nnU-Net's own
 configurations are never edited. Planning again keeps ours; they then inherit from the new plans."""
 
-DEFAULT_TRAINER = "nnUNetTrainerSPCon"
 DEFAULT_DEVICE = "cuda"  # as nnUNetv2_train
 
 
@@ -47,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, metavar="DATASET", help="dataset id or name, as for nnU-Net")
     parser.add_argument("-c", metavar="CONFIGURATION", help="configuration to inherit from, or to show, e.g. 2d")
     parser.add_argument("-p", default=DEFAULT_PLANS, metavar="PLANS", help="plans identifier (default: %(default)s)")
-    parser.add_argument("-tr", metavar="TRAINER", help=f"trainer to show or to train with (default: {DEFAULT_TRAINER})")
+    parser.add_argument(
+        "-tr",
+        metavar="TRAINER",
+        help=f"trainer to show or to train with (default: {DEFAULT_TRAINER}, or the first one that has all keys of "
+        "--set and --grid)",
+    )
     parser.add_argument(
         "-device",
         choices=("cpu", "cuda", "mps"),
@@ -136,10 +140,7 @@ def action_of(args: argparse.Namespace) -> str:
 
 def add(args: argparse.Namespace, place: Place) -> None:
     """Write the configuration(s) and print the training command(s)."""
-    from nnunet_semicon.catalogue import find_trainer
-
-    trainer = find_trainer(args.tr or DEFAULT_TRAINER)
-    values, grid, legal = read_values(args, place, trainer if args.tr else None)
+    values, grid, legal = read_values(args, place)
     seeds = None if args.seeds is None else parse_seeds(args.seeds)
     variants = variants_of(args.name, values, grid, seeds)
     plans = place.plans
@@ -157,30 +158,43 @@ def add(args: argparse.Namespace, place: Place) -> None:
     state = "now has" if changed else "has, unchanged,"
     print(f"{args.p}.json of {place.dataset} {state} {names} (inheriting from {args.c}). Train with:")
     for name in variants:
-        print(f"  {train_command(args, name)}")
+        print(f"  {train_command(args, name, args.tr or trainer_with(legal))}")
     print_notes(args, place, legal, changed, replaced)
 
 
 def read_values(
-    args: argparse.Namespace, place: Place, trainer: Any = None
+    args: argparse.Namespace, place: Place
 ) -> tuple[dict[str, Any], dict[str, list[Any]], dict[str, list[str]]]:
     """Return what ``--set`` and ``--grid`` say (dotted keys), checked, and key -> trainers for which it is legal.
 
     Raises:
-        UserError: an unknown parent, an unknown key, or a value that is not allowed.
+        UserError: an unknown trainer, parent or key, or a value that is not allowed.
     """
-    from nnunet_semicon.catalogue import list_keys
+    from nnunet_semicon.catalogue import find_trainer, list_keys
     from nnunet_semicon.checks.settings import check_variants
 
+    trainer = None if args.tr is None else find_trainer(args.tr)
     lists = list_keys()
     values, grid = parse_settings(args.set, lists), parse_grid(args.grid, lists)
     legal = check_variants(args.c, values, grid, args.seeds is not None, place, COMMAND_LINE, trainer)
     return values, grid, legal
 
 
-def train_command(args: argparse.Namespace, name: str) -> str:
+def trainer_with(legal: Mapping[str, Sequence[str]]) -> str:
+    """Return the trainer for which all values are legal, the recommended one if it is among several.
+
+    Args:
+        legal: key of a method -> trainers for which its value is legal. No trainer may have all keys.
+    """
+    from nnunet_semicon.trainers import GROUPS
+
+    in_order = [DEFAULT_TRAINER, *(name for names in GROUPS.values() for name in names)]
+    return next((name for name in in_order if all(name in names for names in legal.values())), DEFAULT_TRAINER)
+
+
+def train_command(args: argparse.Namespace, name: str, trainer: str) -> str:
     """Return the line that trains a configuration."""
-    words = ["nnUNetv2_train", args.d, name, "0", "-tr", args.tr or DEFAULT_TRAINER]
+    words = ["nnUNetv2_train", args.d, name, "0", "-tr", trainer]
     if args.p != DEFAULT_PLANS:
         words += ["-p", args.p]
     if args.device is not None:
@@ -249,9 +263,9 @@ def show(args: argparse.Namespace, place: Place) -> None:
     from nnunet_semicon.catalogue import find_trainer
     from nnunet_semicon.training.memory import memory_of
 
-    trainer = find_trainer(args.tr or DEFAULT_TRAINER)
+    values, _, legal = read_values(args, place)
+    trainer = find_trainer(args.tr or trainer_with(legal))
     device = args.device or DEFAULT_DEVICE
-    values, _, _ = read_values(args, place, trainer)
     refuse_cascade(place.configurations, args.c)
     plans, name, title = place.plans, args.c, args.c
     if values or args.name is not None:

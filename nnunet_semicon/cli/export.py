@@ -3,7 +3,7 @@
 import argparse
 
 EXAMPLE = """example:
-  semicon export -d 027 -c 2d -tr nnUNetTrainerSPCon -f 0 -o EXPORT
+  semicon export -d 027 -c 2d -tr nnUNetTrainerSemicon -f 0 -o EXPORT
   nnUNet_results=EXPORT nnUNetv2_predict -d 027 -c 2d -f 0 -i IN -o OUT           # needs no nnunet_semicon
   nnUNet_results=EXPORT nnUNetv2_export_model_to_zip -d 027 -c 2d -f 0 -o model.zip
   semicon export -d 027 -c 2d -tr nnUNetTrainerCPS -f 0 -o SECOND --network second      # to predict with both"""

@@ -10,7 +10,7 @@ from nnunet_semicon.data.images_un import FOLDER, scan_images_un
 from nnunet_semicon.data.unlabeled import dataset_option, plans_option
 from nnunet_semicon.errors import UserError, nearest
 from nnunet_semicon.files import read_object
-from nnunet_semicon.workspace import DEFAULT_PLANS, Place, find_plans, raw_folder
+from nnunet_semicon.workspace import DEFAULT_PLANS, DEFAULT_TRAINER, Place, find_plans, raw_folder
 
 if TYPE_CHECKING:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         print("semicon preprocess: repair or remove these files, then run the command again", file=sys.stderr)
         return 1
     dataset = dataset_option(base).removeprefix("-d ")
-    print(f"next: nnUNetv2_train {dataset} {args.c[0]} 0 -tr nnUNetTrainerSPCon{plans_option(plans_manager)}")
+    print(f"next: nnUNetv2_train {dataset} {args.c[0]} 0 -tr {DEFAULT_TRAINER}{plans_option(plans_manager)}")
     return 0
 
 

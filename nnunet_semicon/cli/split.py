@@ -8,7 +8,7 @@ from nnunet_semicon.data.meta import patients
 from nnunet_semicon.data.splits import UNLABELED, count, labeled_cases, make_splits, split_files, write_splits
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.tables import render
-from nnunet_semicon.workspace import find_folders
+from nnunet_semicon.workspace import DEFAULT_TRAINER, find_folders
 
 NOTES = """example:
   semicon split -d 027 --labeled 4 --by patient
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     for path in paths:
         print(f"written: {path}")
     print(_table(splits, patient_of))
-    print(f"next: nnUNetv2_train {args.d} 2d 0 -tr nnUNetTrainerSPCon    (check first: semicon doctor -d {args.d})")
+    print(f"next: nnUNetv2_train {args.d} 2d 0 -tr {DEFAULT_TRAINER}    (check first: semicon doctor -d {args.d})")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``semicon trainers``: every trainer with one line, what it needs and what it costs."""
+"""``semicon trainers``: every trainer, by group, with one line, what it needs and what it costs."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """example:
   semicon trainers
-  semicon trainers --long nnUNetTrainerSPCon       # its hyper-parameters"""
+  semicon trainers --long nnUNetTrainerSemicon     # its hyper-parameters"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +30,10 @@ def run(args: argparse.Namespace) -> int:
     if args.long is not None:
         print(hyper_parameters(args.long))
         return 0
-    print("\n\n".join(summary(name) for name in trainers.__all__))
-    print("\nHyper-parameters of one of them: semicon trainers --long TRAINER. Use: nnUNetv2_train ... -tr TRAINER")
+    for title, names in trainers.GROUPS.items():
+        print(f"{title}\n{'-' * len(title)}\n")
+        print("\n\n".join(summary(name) for name in names), end="\n\n\n")
+    print("Hyper-parameters of one of them: semicon trainers --long TRAINER. Use: nnUNetv2_train ... -tr TRAINER")
     return 0
 
 
