@@ -1,6 +1,7 @@
 """Worker processes: every one draws its own random numbers, and none is left behind."""
 
 import multiprocessing
+import threading
 import time
 
 import numpy as np
@@ -101,6 +102,27 @@ def test_no_two_batches_show_the_same(two_workers, name):
         stop_workers(trainer.dataloader_val)
     # two geometries of one image may be alike by chance, whole batches never
     assert len({batch.image.numpy().tobytes() for batch in batches}) == len(batches)
+
+
+class Tensors(Draws):
+    """A loader of tensors: a process receives them from the one that made them, while that one lives."""
+
+    def __next__(self):
+        time.sleep(0.005)
+        return {"image": torch.rand(4, 1, 16, 16)}
+
+
+def test_nothing_is_received_from_a_worker_that_has_ended(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    errors = []
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    for _ in range(8):
+        augmenters = start_workers(Tensors("train"), Tensors("val"), None, pin_memory=False)
+        for _ in range(12):
+            next(augmenters[0])
+        for augmenter in augmenters:
+            stop_workers(augmenter)
+    assert errors == []
 
 
 def children() -> set:

@@ -7,6 +7,8 @@ from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMu
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+SECONDS_TO_END = 10  # for a thread, as in batchgenerators
+
 
 def start_workers(train: Any, val: Any, entropy: list[int] | None, pin_memory: bool) -> tuple[Any, Any]:
     """Return running augmenters around a training and a validation loader, as many processes as nnU-Net would use.
@@ -48,4 +50,17 @@ def start_workers(train: Any, val: Any, entropy: list[int] | None, pin_memory: b
 def stop_workers(augmenter: Any) -> None:
     """End an augmenter's processes; nothing to do for None or a single-threaded one."""
     if isinstance(augmenter, NonDetMultiThreadedAugmenter):
+        if augmenter.initialized:
+            _end_thread(augmenter)
         augmenter._finish()
+
+
+def _end_thread(augmenter: NonDetMultiThreadedAugmenter) -> None:
+    """End the thread that receives batches, before the workers end.
+
+    A tensor can be received only from a living worker: the thread would print a traceback now and then.
+    """
+    ends = augmenter.abort_event
+    ends.is_set = lambda: True  # in this process; the workers go on
+    augmenter.results_loop_thread.join(timeout=SECONDS_TO_END)
+    del ends.is_set
