@@ -4,7 +4,6 @@ nnU-Net's own multi-process entry uses nccl and cuda devices; here the device is
 ``device_ids``. Everything else is the trainer's own code.
 """
 
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -16,6 +15,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
+
+from tests import warm
 
 WORLD = 2
 
@@ -51,8 +52,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         torch.save(batches, Path(folder) / "batches.pt")
         nnunet = {key: value for key, value in os.environ.items() if key.startswith("nnUNet_")}
-        # a server process imports the libraries once and is forked for every rank
-        multiprocessing.set_forkserver_preload(["tests.harness"])
+        warm.start()  # a server process has imported the libraries and is forked for every rank
         args = (nnunet, name, configuration, steps, only_method, validate, memory, port, folder)
         mp.start_processes(_rank, args=args, nprocs=WORLD, start_method="forkserver")
         return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]

@@ -1,7 +1,6 @@
 """Drives the real trainers on the tiny dataset, inside the test's own process."""
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from nnunet_semicon.configuration.plans import add_configuration, write_plans
 from nnunet_semicon.training import optimization, snapshots
 from nnunet_semicon.training.scalars import ScalarLog
 from nnunet_semicon.training.semi_trainer import SemiTrainer
+from tests import warm
 from tests.tiny import PLANS, Tiny, read_json, write_json
 
 NAMES = tuple(trainers.__all__)
@@ -206,10 +206,7 @@ def run_until(
 
 def validate(trainer: SemiTrainer) -> None:
     """nnU-Net's validation, with workers forked from a server: each one that is spawned imports nnU-Net for seconds."""
-    multiprocessing.set_forkserver_preload(["tests.harness"])
-    forked = multiprocessing.get_context("forkserver")
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(multiprocessing, "get_context", lambda method: forked)
+    with warm.forks_for_spawn():
         trainer.perform_actual_validation()
 
 

@@ -58,7 +58,7 @@ def splits(data):
 @pytest.fixture(scope="module")
 def folder_of_the_command(tiny):
     """The trainer folder of the installed package, which need not be the checkout."""
-    return tiny.run("semicon", "doctor", "--print-export").stdout.strip().partition("=")[2]
+    return tiny.run("semicon", "doctor", "--print-export", cold=True).stdout.strip().partition("=")[2]
 
 
 def dataset_check():
@@ -70,7 +70,7 @@ def dataset_check():
 
 def test_everything_in_order(tiny, folder_of_the_command):
     """As a user calls it, in a process of its own."""
-    done = tiny.run("semicon", "doctor", "-d", "901")
+    done = tiny.run("semicon", "doctor", "-d", "901", cold=True)
     assert done.stdout.endswith("no problem\n")
     for line in (
         f"nnUNet_extTrainer names {folder_of_the_command}",
@@ -99,13 +99,13 @@ def test_the_printed_line_repairs_discovery(tiny, tmp_path, folder_of_the_comman
     folder = tmp_path / "it's mine"
     folder.mkdir()
     environment = {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "nnUNet_extTrainer": str(folder)}
-    done = tiny.run("semicon", "doctor", check=False, **environment)
+    done = tiny.run("semicon", "doctor", check=False, cold=True, **environment)
     assert done.returncode == 1
     assert "TORCH_DEVICE_BACKEND_AUTOLOAD=0 keeps torch from calling" in done.stdout
     (line,) = [line.partition("run: ")[2] for line in done.stdout.splitlines() if "-> run: " in line]
     repaired = shlex.split(line.removeprefix("export "))[0].partition("=")[2]
     assert repaired == os.pathsep.join([str(folder), folder_of_the_command])
-    done = tiny.run("semicon", "doctor", **(environment | {"nnUNet_extTrainer": repaired}))
+    done = tiny.run("semicon", "doctor", cold=True, **(environment | {"nnUNet_extTrainer": repaired}))
     assert "note     it is only there because you set it" in done.stdout
     assert "nnU-Net finds nnUNetTrainerSPCon" in done.stdout
 

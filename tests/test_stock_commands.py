@@ -40,11 +40,11 @@ def fold_folder(results: Path, trainer: str = TRAINER) -> Path:
     return results / "Dataset901_Tiny" / f"{trainer}__{PLANS}__{CONFIGURATION}" / "fold_0"
 
 
-def predict(tiny: Tiny, out: Path, *, trainer: str = TRAINER, processes: int = 0, **extra_env: str):
+def predict(tiny: Tiny, out: Path, *, trainer: str = TRAINER, processes: int = 0, cold: bool = False, **extra_env: str):
     """Return file name -> segmentation of the four cases of imagesUn."""
     model = ("-d", "901", "-c", CONFIGURATION, "-f", "0", "-tr", trainer)
     how = ("-device", "cpu", "--disable_tta", "-npp", processes, "-nps", processes)
-    tiny.run("nnUNetv2_predict", *model, "-i", tiny.raw_dataset / "imagesUn", "-o", out, *how, **extra_env)
+    tiny.run("nnUNetv2_predict", *model, "-i", tiny.raw_dataset / "imagesUn", "-o", out, *how, cold=cold, **extra_env)
     return segmentations(out)
 
 
@@ -75,7 +75,7 @@ def trained(tiny, shared) -> Tiny:
     def train(root: Path) -> None:
         copy = prepare(tiny.fresh(root))
         configure(copy, CONFIGURATION, "2d", **SHORT | {"num_iterations_per_epoch": STEPS // SHORT["num_epochs"]})
-        copy.run(*TRAIN, "--npz", nnUNet_n_proc_DA="2")
+        copy.run(*TRAIN, "--npz", cold=True, nnUNet_n_proc_DA="2")
 
     return Tiny.in_folder(shared("stock_commands", train))
 
@@ -83,7 +83,7 @@ def trained(tiny, shared) -> Tiny:
 @pytest.fixture(scope="module")
 def segmented(trained, shared) -> dict[str, np.ndarray]:
     """What the stock command predicts with that fold."""
-    return segmentations(shared("segmented", lambda out: predict(trained, out, processes=1)))
+    return segmentations(shared("segmented", lambda out: predict(trained, out, processes=1, cold=True)))
 
 
 @pytest.fixture
@@ -159,13 +159,14 @@ def test_an_exported_model_predicts_on_a_machine_without_the_package(trained, se
     )
     assert "this machine has no nnunet_semicon" in refused.stderr
 
-    assert different(segmented, predict(trained, tmp_path / "out", trainer="nnUNetTrainer", **there, **without)) == []
+    predicted = predict(trained, tmp_path / "out", trainer="nnUNetTrainer", cold=True, **there, **without)
+    assert different(segmented, predicted) == []
 
 
 def test_a_mistake_of_the_user_is_one_sentence(tiny, tmp_path):
     copy = prepare(tiny.fresh(tmp_path))
     configure(copy, CONFIGURATION, "2d", **SHORT, temprature=0.1)
-    done = copy.run(*TRAIN, check=False)
+    done = copy.run(*TRAIN, check=False, cold=True)
     assert done.returncode == 1
     assert "Traceback" not in done.stdout + done.stderr
     sentence = done.stderr.strip().splitlines()[-1]

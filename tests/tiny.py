@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 
+from tests import warm
+
 FILE_ENDING = ".nii.gz"
 SPACING_ZYX = (8.0, 1.0, 1.0)
 DATASET = "Dataset901_Tiny"
@@ -208,14 +210,16 @@ class Tiny:
         for key, value in self.variables.items():
             monkeypatch.setenv(key, value)
 
-    def run(self, *words, check: bool = True, **extra_env: str) -> subprocess.CompletedProcess:
+    def run(self, *words, check: bool = True, cold: bool = False, **extra_env: str) -> subprocess.CompletedProcess:
         """Run a console script (first word) of this environment; its output is captured as text.
 
-        With ``check`` a failure raises an AssertionError that shows the output.
+        It runs in a process with loaded libraries, see ``tests.warm``; ``cold``: in a new one, as users start it. With
+        ``check`` a failure raises an AssertionError that shows the output.
         """
         words = [str(word) for word in words]
+        script = command(words[0]) if cold else str(warm.folder() / words[0])
         done = subprocess.run(
-            [command(words[0]), *words[1:]], env=self.env | extra_env, capture_output=True, text=True, timeout=500
+            [script, *words[1:]], env=self.env | extra_env, capture_output=True, text=True, timeout=500
         )
         if check:
             assert done.returncode == 0, f"{' '.join(words)} -> {done.returncode}\n{done.stdout}\n{done.stderr}"
