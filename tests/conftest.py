@@ -10,6 +10,8 @@ from tests.tiny import Tiny, build
 
 # nnU-Net reads it while it is imported: how many processes a validation inside a test starts, each for seconds
 os.environ["nnUNet_def_n_proc"] = "1"
+# torch reads it while it is imported: tests run side by side, and the threads of one would wait for those of another
+os.environ["OMP_NUM_THREADS"] = "1"
 
 Shared = Callable[[str, Callable[[Path], object]], Path]
 
