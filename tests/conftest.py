@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests import warm
 from tests.tiny import Tiny, build
 
 # nnU-Net reads it while it is imported: how many processes a validation inside a test starts, each for seconds
@@ -41,6 +42,13 @@ def shared(tmp_path_factory, worker_id) -> Shared:
 def tiny(shared) -> Tiny:
     """The tiny dataset, planned and preprocessed once. Read-only: a test that changes files takes ``tiny.fresh``."""
     return Tiny(shared("tiny", build))
+
+
+@pytest.fixture
+def forks() -> Iterator[None]:
+    """Processes that the test's own process would spawn are forks of one that has loaded nnU-Net."""
+    with warm.forks_for_spawn():
+        yield
 
 
 @pytest.fixture(scope="session")

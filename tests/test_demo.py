@@ -121,6 +121,7 @@ def test_roles_do_not_share_patients():
     assert (len(dataset.TRAIN), len(dataset.UNLABELED), len(dataset.TEST)) == (3, 41, 10)
 
 
+@pytest.mark.usefixtures("forks")
 def test_nnunet_accepts_the_dataset(folder, capsys):
     from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
 
@@ -153,6 +154,7 @@ def test_what_is_written(folder):
 # --- table and figure ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("forks")
 def test_dice_is_read_from_nnunets_summary(folder, tmp_path):
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder_simple
 

@@ -64,6 +64,8 @@ def make_glands(root: Path) -> None:
     plans = read_json(tiny.plans_file)
     assert plans["image_reader_writer"] == "NaturalImage2DIO"
     plans["configurations"]["2d"]["batch_size"] = 4
+    kwargs = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+    kwargs["features_per_stage"] = [8] * kwargs["n_stages"]
     write_json(tiny.plans_file, plans)
     tiny.run("semicon", "preprocess", "-d", "902", "-c", "2d", "-np", 1)
     train, val = [f"slide_{i}" for i in range(3)], ["slide_3"]
@@ -86,6 +88,7 @@ def test_stock_commands_train_and_predict(glands, tmp_path, source):
     assert io.imread(predicted[0]).shape == (SIDE, SIDE)
 
 
+@pytest.mark.usefixtures("forks")
 def test_images_with_other_channels_are_named(glands, tmp_path):
     copy = Tiny(tmp_path / "copy", NAME)
     shutil.copytree(glands.raw, copy.raw)

@@ -7,6 +7,8 @@ from nnunet_semicon.cli.main import main
 from tests.harness import make_trainer, prepare, run_until
 from tests.tiny import read_json, write_json
 
+pytestmark = pytest.mark.usefixtures("forks")  # nnU-Net predicts in processes of its own
+
 SPCON, CONTROL = "nnUNetTrainerSPCon", "nnUNetTrainerSupervisedControl"
 
 

@@ -286,6 +286,7 @@ def load(folder: Path, case: str):
     return *(blosc2.open(str(folder / f"{case}{end}.b2nd"), mode="r")[:] for end in ("", "_seg")), properties
 
 
+@pytest.mark.usefixtures("forks")
 def test_the_command_redoes_only_what_changed_and_gives_nnunets_arrays(tiny, tmp_path, monkeypatch, capsys):
     mine = tiny.fresh(tmp_path)
     same, touched, changed, removed = UNLABELED
@@ -326,6 +327,7 @@ def test_the_command_redoes_only_what_changed_and_gives_nnunets_arrays(tiny, tmp
     np.testing.assert_array_equal(load(folder, "copy")[0], image)
 
 
+@pytest.mark.usefixtures("forks")
 def test_other_plans_redo_everything(tiny, tmp_path):
     mine = tiny.fresh(tmp_path)
     change_plans(mine, lambda plans: plans["configurations"]["2d"].update(spacing=[2.0, 2.0]))
@@ -338,6 +340,7 @@ def test_other_plans_redo_everything(tiny, tmp_path):
     assert require_preprocessed(*arguments(mine)) == UNLABELED
 
 
+@pytest.mark.usefixtures("forks")
 def test_values_that_are_not_finite_are_named(tiny, tmp_path):
     mine = tiny.fresh(tmp_path)
     image = make_case(7)[0][0]
@@ -353,6 +356,7 @@ def test_values_that_are_not_finite_are_named(tiny, tmp_path):
     }
 
 
+@pytest.mark.usefixtures("forks")
 def test_bad_files_are_named_and_the_others_finish(tiny, tmp_path, monkeypatch, capfd):
     mine = tiny.fresh(tmp_path)
     good, truncated, garbage, four_d = UNLABELED
@@ -378,6 +382,7 @@ def test_bad_files_are_named_and_the_others_finish(tiny, tmp_path, monkeypatch, 
     assert states == dict.fromkeys(sorted(words), "missing") | {good: "ready"}
 
 
+@pytest.mark.usefixtures("forks")
 def test_channels_that_do_not_fit_are_named(tiny, tmp_path):
     mine = tiny.fresh(tmp_path)
     shutil.rmtree(mine.raw_dataset / "imagesUn")
@@ -496,6 +501,7 @@ def no_case(folder: Path):
     return blocked
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("sabotage", [a_file_is_there, no_manifest, no_case])
 def test_what_cannot_be_written_is_one_sentence(tiny, tmp_path, sabotage):
     mine = tiny.fresh(tmp_path)

@@ -5,8 +5,8 @@ server of ``multiprocessing`` imports them once per test process. In :func:`fold
 script of this environment: it runs the entry point in a fork of the server, with its own arguments, environment, folder
 and output, and ends as the fork does. What the command would spawn, and commands that it starts, are forks too.
 
-The server has one thread, so no fork can wait for a lock that another thread held. Where a cold start is what a test is
-about, it takes ``tests.tiny.command``. This module imports nothing heavy: the scripts begin with it.
+The server only imports, and starts no thread of Python: no fork can wait for a lock that another thread held. Where a
+cold start is what a test is about, it says ``cold=True``. This module imports nothing heavy: the scripts begin with it.
 """
 
 import atexit
