@@ -77,11 +77,12 @@ def make_trainer(
     continue_training: bool = False,
     device: str = "cpu",
     plans: str = PLANS,
+    dataset: str = "901",
 ) -> SemiTrainer:
     """Return what ``nnUNetv2_train`` builds, not yet initialized. The environment must name the folders."""
     torch.set_num_threads(1)
     how = {"continue_training": continue_training, "device": torch.device(device)}
-    return get_trainer_from_args("901", configuration, fold, trainer, plans, **how)
+    return get_trainer_from_args(dataset, configuration, fold, trainer, plans, **how)
 
 
 def started(trainer: str, configuration: str, **kwargs) -> SemiTrainer:

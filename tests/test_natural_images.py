@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from skimage import io
 
 from nnunet_semicon.data.preprocess_unlabeled import preprocess_unlabeled
-from tests.harness import configure
+from nnunet_semicon.training.semi_trainer import SemiTrainer
+from tests.harness import configure, encoder_inputs, started, state_of, step
 from tests.tiny import Tiny, read_json, write_json
 
 NAME = "Dataset902_Tissue"
@@ -72,6 +74,69 @@ def make_glands(root: Path) -> None:
     write_json(tiny.preprocessed_dataset / "splits_final.json", [{"train": train, "val": val}])
     for source in SOURCES:
         configure(tiny, f"2d_{source}", "2d", supervised_warmup=0.0, patch_source=source, **SHORT)
+
+
+@pytest.fixture
+def in_process(glands, monkeypatch, tmp_path) -> Tiny:
+    """A copy of the dataset in this process's environment, planned for three rows, as nnU-Net plans GlaS."""
+    copy = glands.fresh(tmp_path)
+    plans = read_json(copy.plans_file)
+    plans["configurations"]["2d"]["batch_size"] = 3
+    write_json(copy.plans_file, plans)
+    copy.use(monkeypatch)
+    return copy
+
+
+def steps(trainer: str, tiny: Tiny, count: int, **values) -> tuple[SemiTrainer, list[torch.Tensor], list[dict]]:
+    """Run steps whose strong views are the constant 5; return the trainer, the rows of its student and the batches."""
+    configure(tiny, "2d_steps", "2d", **SHORT, **values)
+    started_trainer = started(trainer, "2d_steps", dataset="902")
+    assert started_trainer.method.strong.color
+    started_trainer.method.strong = lambda images: torch.full_like(images, 5)
+    entered, batches = encoder_inputs(started_trainer), []
+    for _ in range(count):
+        batches.append(next(started_trainer.dataloader_train))
+        assert np.isfinite(step(started_trainer, batches[-1])["loss"])
+    return started_trainer, [rows.detach() for rows in entered], batches
+
+
+def check_pasted(mixed: torch.Tensor, labeled: torch.Tensor) -> int:
+    """Every row is 5 inside of one mask for all channels, and one labeled image outside; return the mixed rows."""
+    count = 0
+    for row in mixed:
+        unlabeled = (row == 5).all(dim=0)
+        assert torch.equal(unlabeled, (row == 5).any(dim=0))
+        assert any(torch.equal(row[:, ~unlabeled], image[:, ~unlabeled]) for image in labeled)
+        count += int(0 < unlabeled.float().mean() < 1)
+    return count
+
+
+@pytest.mark.parametrize("labeled", [None, 1, 2, 3])
+@pytest.mark.parametrize("name", ["nnUNetTrainerSemicon", "nnUNetTrainerSupervisedMix"])
+def test_pasting_mixes_all_colors_with_one_mask(in_process, name, labeled):
+    rows = {} if labeled is None else {"labeled_per_step": labeled}
+    trainer, entered, batches = steps(name, in_process, 3, paste_probability=1.0, **rows)
+    assert trainer.resolved.facts.labels == ()
+    if name == "nnUNetTrainerSemicon" and labeled in (None, 3):
+        assert (trainer.rows.labeled, trainer.rows.images) == (3, 3)
+    pasted = 0
+    for both, batch in zip(entered, batches, strict=True):
+        n = batch["n_labeled"]
+        assert labeled in (None, n)
+        assert torch.equal(both[:n], batch["image"][:n])
+        pasted += check_pasted(both[n:], both[:n])
+    assert pasted == 3 * (len(entered[0]) - batches[0]["n_labeled"])
+
+
+@pytest.mark.parametrize("unlabeled", [1, 3])
+@pytest.mark.parametrize("labeled", [1, 3])
+def test_few_rows_can_exchange_boxes(in_process, labeled, unlabeled):
+    values = {"labeled_per_step": labeled, "unlabeled_per_step": unlabeled, "threshold": 0.0}
+    trainer, entered, _ = steps(
+        "nnUNetTrainerSemicon", in_process, 2, self_training="match", cutmix_probability=1.0, **values
+    )
+    assert [len(rows) for rows in entered] == [labeled + unlabeled] * 2
+    assert all(torch.isfinite(value).all() for value in state_of(trainer).values())
 
 
 @pytest.mark.parametrize("source", ["feature", pytest.param("image", marks=pytest.mark.slow)])

@@ -7,7 +7,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch import nn
 
-from nnunet_semicon.data import strong
+from nnunet_semicon.data import color, strong
 from nnunet_semicon.data.strong import StrongView
 
 PATCHES = [(40, 32), (12, 24, 20)]
@@ -20,6 +20,7 @@ CHANGES = {
     "low resolution": (strong.draw_scale, strong.low_resolution),
     "noise": (strong.draw_noise, torch.add),
     "cutout": (strong.draw_box, strong.cut_out),
+    "stains": (color.draw_stains, color.change_stains),
 }
 
 
@@ -59,8 +60,8 @@ def change_of_logits(network: nn.Module, images: torch.Tensor, changed: torch.Te
 
 @pytest.mark.parametrize("patch", PATCHES)
 def test_every_change_reaches_the_logits_of_an_instance_normalized_network(patch):
-    images = images_like_scans(24, 2, patch)
-    network = small_unet(len(patch), 2)
+    images = images_like_scans(24, 3, patch)
+    network = small_unet(len(patch), 3)
     torch.manual_seed(0)
     effects = {
         name: change_of_logits(network, images, apply(images, draw(images))) for name, (draw, apply) in CHANGES.items()

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_semicon.data.color import change_stains, draw_stains
+
 INNER_KNOTS = 5
 FIELD_KNOTS = 3  # per axis
 FIELD_DEVIATION = 0.3
@@ -50,6 +52,9 @@ class StrongView:
         decreasing: half of the monotone maps decrease: they invert the contrast too.
         cutout: one box of up to half of each side is set to 0 in half of the images.
         masked: nnU-Net normalized inside the nonzero mask. Voxels that are 0 in all channels stay 0.
+        color: the channels are red, green and blue. One monotone map and one gamma serve all three, each over the range
+            of its channel, and the amounts of stains change: the colors of tissue stay plausible. Channels have mean 0
+            and deviation 1 meanwhile, so that field, noise and cutout mean the same however nnU-Net normalized.
     """
 
     def __init__(
@@ -59,13 +64,18 @@ class StrongView:
         decreasing: bool = False,
         cutout: bool = False,
         masked: bool = False,
+        color: bool = False,
     ) -> None:
-        self.masked = masked
+        self.masked, self.color = masked, color
         self.changes: list[Change] = []
+        per_channel = shared if color else lambda draw: draw
+        if color:  # first: the densities of stains are those of unchanged colors
+            self.changes.append(Change(0.8, draw_stains, change_stains))
         if nonlinear:
-            self.changes.append(Change(0.8, draw_decreasing_knots if decreasing else draw_knots, monotone_map))
+            knots = draw_decreasing_knots if decreasing else draw_knots
+            self.changes.append(Change(0.8, per_channel(knots), monotone_map))
             self.changes.append(Change(0.4, draw_field, smooth_field))
-        self.changes.append(Change(0.5, draw_gamma, gamma))
+        self.changes.append(Change(0.5, per_channel(draw_gamma), gamma))
         if max(patch_size) > BLUR_RADIUS:
             self.changes.append(Change(0.5, draw_sigma, blur))
         self.changes.append(Change(0.3, draw_scale, low_resolution))
@@ -82,15 +92,29 @@ class StrongView:
         """
         with torch.autocast(images.device.type, enabled=False):
             views = images.to(torch.float32, copy=True)
+            if self.color:
+                mean, deviation = _statistics(views)
+                views.sub_(mean).div_(deviation)
             for change in self.changes:
                 rows = torch.nonzero(torch.rand(len(views)) < change.probability).flatten()
                 if len(rows):
                     rows = rows.to(views.device)
                     chosen = views.index_select(0, rows)
                     views.index_copy_(0, rows, change.apply(chosen, change.draw(chosen)))
+            if self.color:
+                views.mul_(deviation).add_(mean)
             if self.masked:
                 views.masked_fill_((images == 0).all(dim=1, keepdim=True), 0)
             return views.to(images.dtype)
+
+
+def shared(draw: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Return what draws the parameters (N, C, ...) of one channel and repeats them for the others."""
+
+    def draw_once(images: Tensor) -> Tensor:
+        return draw(images[:, :1]).repeat_interleave(images.shape[1], dim=1)
+
+    return draw_once
 
 
 def monotone_map(images: Tensor, knots: Tensor) -> Tensor:
@@ -250,6 +274,14 @@ def _scaled(images: Tensor) -> Tensor:
     lowest, highest = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
     extent = highest - lowest
     return (images - lowest).div_(extent.masked_fill(extent == 0, 1))
+
+
+def _statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel, (N, C, 1, ...); the deviation of a constant channel is 1."""
+    axes = tuple(range(2, images.ndim))
+    mean = images.mean(axes, keepdim=True)
+    deviation = (images - mean).square_().mean(axes, keepdim=True).sqrt_()
+    return mean, deviation.masked_fill_(deviation == 0, 1)
 
 
 def _with_statistics_of(images: Tensor, changed: Tensor) -> Tensor:

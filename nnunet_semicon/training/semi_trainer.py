@@ -21,7 +21,9 @@ from torch.optim import Optimizer
 from nnunet_semicon import __version__
 from nnunet_semicon.configuration.resolved import as_table, changes_in_words
 from nnunet_semicon.data.batch import TwoStreamBatch
+from nnunet_semicon.data.color import is_color
 from nnunet_semicon.data.gallery import Gallery
+from nnunet_semicon.data.images_un import channel_names
 from nnunet_semicon.data.loader import TwoStreamLoader
 from nnunet_semicon.data.strong import StrongView
 from nnunet_semicon.data.workers import stop_workers
@@ -143,8 +145,14 @@ class SemiTrainer(ConfiguredTrainer):
     def _strong_view(self) -> StrongView:
         """Return what makes strong views of images of this configuration."""
         run, configuration = self.resolved.run, self.configuration_manager
-        masked = any(configuration.use_mask_for_norm)
-        return StrongView(configuration.patch_size, run.nonlinear, run.decreasing_maps, run.cutout, masked)
+        return StrongView(
+            configuration.patch_size,
+            run.nonlinear,
+            run.decreasing_maps,
+            run.cutout,
+            masked=any(configuration.use_mask_for_norm),
+            color=is_color([*channel_names(self.dataset_json).values()], configuration.normalization_schemes),
+        )
 
     def _new_network(self, kind: str) -> nn.Module:
         heads = self.label_manager.num_segmentation_heads
