@@ -21,6 +21,7 @@ from nnunet_semicon.configuration.plans import (
     select_ours,
     write_plans,
 )
+from nnunet_semicon.configuration.run_length import about_run_length
 from nnunet_semicon.errors import UserError
 from nnunet_semicon.experiments.variants import COMMAND_LINE, MOST_CONFIGURATIONS, nested, refuse_overlap, variants_of
 from tests.tiny import Tiny, read_json, write_json
@@ -765,9 +766,14 @@ def test_show_is_what_a_run_writes(training, capsys):
 
     trainer = started("nnUNetTrainerSPCon", "2d_short")
     written = read_json(Path(trainer.output_folder) / "semicon_config.json")["settings"]
+    run_length = about_run_length(trainer.resolved.needs, 2, 2)
+    assert run_length is not None
+    assert run_length in Path(trainer.log_file).read_text()
     capsys.readouterr()
     assert configure("-c", "2d_short", "--show", "-tr", "nnUNetTrainerSPCon", "-device", "cpu") == 0
-    table = shown(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert run_length in printed
+    table = shown(printed)
     assert list(table) == list(written)
     assert all(table[key].endswith(entry["reason"]) for key, entry in written.items())
 

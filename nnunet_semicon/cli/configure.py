@@ -19,6 +19,7 @@ from nnunet_semicon.configuration.plans import (
     write_plans,
 )
 from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
+from nnunet_semicon.configuration.run_length import about_run_length
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.variants import COMMAND_LINE, nested, refuse_replacing, variants_of
@@ -291,4 +292,8 @@ def show(args: argparse.Namespace, place: Place) -> None:
     )
     print(f"{trainer.__name__} on {place.dataset}, configuration {title}, device {device}:")
     print(as_table(resolved.settings, wrap=True))
+    run = resolved.run
+    run_length = about_run_length(resolved.needs, run.num_epochs, run.num_iterations_per_epoch)
+    if run_length is not None:
+        print(run_length)
     print("This is what would run. Nothing was written.")

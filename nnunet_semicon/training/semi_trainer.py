@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
 from nnunet_semicon.configuration.resolved import as_table, changes_in_words
+from nnunet_semicon.configuration.run_length import about_run_length
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.color import is_color
 from nnunet_semicon.data.gallery import Gallery
@@ -76,13 +77,17 @@ class SemiTrainer(ConfiguredTrainer):
             self._build_method()
             title = f"nnunet_semicon {__version__}, method {self.method_class.__name__}"
             self.print_to_log_file(f"{title}\n{as_table(self.resolved.settings)}", add_timestamp=False)
+            run = self.resolved.run
+            run_length = about_run_length(self.resolved.needs, run.num_epochs, run.num_iterations_per_epoch)
+            if run_length is not None:
+                self.print_to_log_file(run_length)
             if self.resolved.too_large is not None:
                 self.print_to_log_file(f"a step has no more rows than planned: {self.resolved.too_large}")
             unused = self._unused_keys()
             if unused:
                 words = listing(unused, at_most=99)
                 self.print_to_log_file(f"not used by {type(self).__name__}: {words}", add_timestamp=False)
-            about_precision = remark(self.device.type, self.resolved.run.precision, has_bfloat16())
+            about_precision = remark(self.device.type, run.precision, has_bfloat16())
             if about_precision is not None:
                 self.print_to_log_file(about_precision)
 
