@@ -6,6 +6,8 @@ of a table stands in docs/results/tables.yaml. A number in a sentence names its 
 
     0.789 ± 0.006<!-- hippocampus_fold2 | MCSC -->               mean Dice and spread over the seeds
     6.834 mm<!-- hippocampus_fold0 | MCSC | mean | HD95_mm -->   of a class and a metric
+    0.774<!-- hip2 | Semicon | teacher -->                       of one network, in a table of a sweep
+    72 %<!-- hip2 | Semicon | gap -->                            of the gap that is closed, in such a table
 
 Such a number is checked and never rewritten: its sentence has to fit it.
 """
@@ -17,28 +19,31 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import yaml
 from losses_page import draw_losses
+from measured import Column, Run, comparisons, dice, mean_and_spread, processor, usual_processor
 from performance_page import performance_page
 from provenance import REPOSITORY
 from results_figure import draw
+from sweep_tables import Known, known_of_sweep, read_sweep_tables, sweep_table_of
 from tables import NOT_RUN, NOTICE, markdown_table, number
 
 from nnunet_semicon.errors import UserError, listing, nearest
-from nnunet_semicon.evaluation.compare import compare
-from nnunet_semicon.evaluation.comparison import MEAN, Comparison, Method
+from nnunet_semicon.evaluation.comparison import MEAN
 from nnunet_semicon.evaluation.comparison_tables import describe, differences_markdown, how, means_markdown
-from nnunet_semicon.evaluation.runs import SEED, run_of
+from nnunet_semicon.evaluation.runs import SEED
 
-Run = dict[str, Any]
 BLOCK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 DECIMALS = re.compile(r"\d+\.\d+")
-SOURCE = re.compile(r"(?P<value>\d+\.\d+)(?:\s+±\s+(?P<spread>\d+\.\d+))?(?:\s+mm)?<!-- (?P<source>[^|>]+\|[^>]+?) -->")
+SOURCE = re.compile(
+    r"(?P<value>-?\d+(?:\.\d+)?)(?:\s+±\s+(?P<spread>\d+\.\d+))?(?:\s+(?:mm|%))?"
+    r"<!-- (?P<source>[^|>]+\|[^>]+?) -->"
+)
+DEFAULT_METRIC = "DSC"
 PROTOCOL = ("dataset", "fold", "iterations", "device")
-OTHER_PROCESSOR = " †"
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Column:
-    """The trainings of one folder: row -> its runs in the order of their seeds, for rows that have any."""
-
-    title: str
-    runs: Mapping[str, Sequence[Run]]
-    comparisons: Sequence[Comparison]
-
-
-@dataclass(frozen=True)
 class Table:
     """A table of docs/results.md: rows by name, columns by folder, rows of the benchmark if it names one."""
 
@@ -70,17 +66,6 @@ class Table:
     baselines: Sequence[str]
     columns: Mapping[str, Column]
     benchmark: Sequence[Mapping[str, Any]] | None
-
-
-def processor(run: Run) -> str:
-    """Return the GPU of a training, or its processor."""
-    return str(run.get("device_name") or run["processor"])
-
-
-def dice(run: Run) -> float:
-    """Return the mean over the classes of their mean Dice over the cases, without cases that have none."""
-    cases = [entry["metrics"] for entry in run["metric_per_case"]]
-    return mean(mean(case[key]["DSC"] for case in cases if case[key]["DSC"] is not None) for key in cases[0])
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -93,10 +78,11 @@ def read_table(results: Path, entry: Mapping[str, Any]) -> Table:
         UserError: a run belongs to no row, or two were not made under the same protocol.
     """
     rows = {name: Row(**fields) for name, fields in entry["rows"].items()}
+    compared_with = {name: row.compared_with for name, row in rows.items() if row.compared_with}
     columns = {}
     for folder, title in entry["columns"].items():
         runs = read_runs(results / folder, rows)
-        columns[folder] = Column(title, runs, comparisons(rows, entry["baselines"], runs))
+        columns[folder] = Column(title, runs, comparisons(runs, entry["baselines"], compared_with))
     benchmark = json.loads((results / entry["benchmark"]).read_text())["rows"] if "benchmark" in entry else None
     return Table(rows, entry["baselines"], columns, benchmark)
 
@@ -127,22 +113,6 @@ def read_runs(folder: Path, rows: Mapping[str, Row]) -> dict[str, list[Run]]:
     return {name: sorted(of_row, key=lambda run: int(run["seed"])) for name, of_row in runs.items() if of_row}
 
 
-def comparisons(
-    rows: Mapping[str, Row], baselines: Sequence[str], runs: Mapping[str, Sequence[Run]]
-) -> list[Comparison]:
-    """Return what ``semicon compare`` says of every row against the rows that it is compared with."""
-    methods, against = {}, {}
-    for name, of_row in runs.items():
-        methods[name] = Method(name, tuple(run_of({"": r}, r["configuration"], r["trainer"]) for r in of_row))
-        before = baselines[: baselines.index(name)] if name in baselines else baselines
-        against[name] = [rows[name].compared_with] if rows[name].compared_with else before
-    found = []
-    for baseline in methods:
-        others = [method for name, method in methods.items() if baseline in against[name]]
-        found += [compare([methods[baseline], *others])] if others else []
-    return found
-
-
 def cost(table: Table, name: str) -> tuple[float, float] | None:
     """Return seconds and MiB of a step: those of the benchmark, or the means of the trainings without one."""
     row = table.rows[name]
@@ -166,26 +136,19 @@ def table_of(table: Table) -> str:
     """Return mean and spread of each row and column, and what a step costs relative to the first row."""
     header = ["", *(column.title for column in table.columns.values()), "step time", "memory"]
     unit = cost(table, next(iter(table.rows)))
+    processors = [
+        usual_processor([run for runs in column.runs.values() for run in runs]) for column in table.columns.values()
+    ]
     lines = []
     for name in table.rows:
         own = cost(table, name)
         costs = [f"{o / u:.2f}x" for o, u in zip(own, unit, strict=True)] if own and unit else [NOT_RUN, NOT_RUN]
-        cells = [cell(column, name) for column in table.columns.values()]
+        cells = [
+            mean_and_spread(column.runs.get(name, ()), usual)
+            for column, usual in zip(table.columns.values(), processors, strict=True)
+        ]
         lines.append([f"**{name}**" if name in table.baselines else name, *cells, *costs])
     return markdown_table(header, lines)
-
-
-def cell(column: Column, name: str) -> str:
-    """Return mean Dice and spread, the number of seeds if it is not three, a mark for another processor than most."""
-    values = [dice(run) for run in column.runs.get(name, ())]
-    if not values:
-        return NOT_RUN
-    spread = f" ± {number(stdev(values))}" if len(values) > 1 else ""
-    seeds = "" if len(values) == 3 else f" ({len(values)} seed{'s' * (len(values) > 1)})"
-    processors = [processor(run) for runs in column.runs.values() for run in runs]
-    usual = max(sorted(set(processors)), key=processors.count)
-    elsewhere = any(processor(run) != usual for run in column.runs[name])
-    return number(mean(values)) + spread + seeds + OTHER_PROCESSOR * elsewhere
 
 
 def statistics_page(column: Column, name: str) -> str:
@@ -243,23 +206,32 @@ def curves_page(results: Path, curves: Mapping[str, Mapping[str, Any]]) -> str:
 # --- checking ------------------------------------------------------------------------------------------------------
 
 
-def wrong_numbers(page: Path, columns: Mapping[str, Column]) -> list[str]:
-    """Return a sentence for every number of a page that differs from what is measured."""
-    known = {}
+def known_of(columns: Mapping[str, Column]) -> Known:
+    """Return what a sentence may say of the rows that are compared: a metric of a class, by default the mean Dice."""
+    known: Known = {}
     for folder, column in columns.items():
         for comparison in column.comparisons:
             for row in comparison.means:
-                known[folder, row.method, comparison.class_names[row.label], row.metric] = row
+                source = (folder, row.method, comparison.class_names[row.label])
+                known[(*source, row.metric)] = value = (row.mean, row.over_seeds)
+                if row.metric == DEFAULT_METRIC:
+                    known[source] = value
+                    if row.label == MEAN:
+                        known[source[:2]] = value
+    return known
+
+
+def wrong_numbers(page: Path, known: Known) -> list[str]:
+    """Return a sentence for every number of a page that differs from what is measured."""
     wrong = []
     for match in SOURCE.finditer(page.read_text()):
-        source = [part.strip() for part in match["source"].split("|")]
-        key = (*source, *(MEAN, "DSC")[len(source) - 2 :])
+        source = tuple(part.strip() for part in match["source"].split("|"))
         where = f"{page.name} says {match[0]}"
-        if key not in known:
-            near = nearest(match["source"], (" | ".join(other[:2]) for other in known))
+        if source not in known:
+            near = nearest(match["source"], (" | ".join(other) for other in known if len(other) <= len(source)))
             wrong.append(f"{where}: nothing like that is measured{near}")
             continue
-        for word, measured in (("value", known[key].mean), ("spread", known[key].over_seeds)):
+        for word, measured in zip(("value", "spread"), known[source], strict=True):
             if match[word]:
                 digits = len(match[word].partition(".")[2])
                 right = "unknown" if measured is None else number(measured, digits)
@@ -278,22 +250,33 @@ def update(results: Path, docs: Path) -> None:
     """
     content = yaml.safe_load((results / "tables.yaml").read_text())
     tables = {name: read_table(results, entry) for name, entry in content["tables"].items()}
+    sweeps = read_sweep_tables(results, content.get("sweeps", {}))
     columns = {folder: column for table in tables.values() for folder, column in table.columns.items()}
+    columns |= {name: table.column() for name, table in sweeps.items()}
+    known = known_of(columns)
+    for name, sweep in sweeps.items():
+        known |= known_of_sweep(name, sweep)
+    blocks = {name: table_of(table) for name, table in tables.items()}
+    blocks |= {name: sweep_table_of(table) for name, table in sweeps.items()}
     page = docs / "results.md"
+    readme = [path for path in [docs.parent / "README.md"] if path.is_file()]
     wrong = [
-        sentence for path in [page, *sorted(docs.glob("methods/*.md"))] for sentence in wrong_numbers(path, columns)
+        sentence
+        for path in [page, *readme, *sorted(docs.glob("methods/*.md"))]
+        for sentence in wrong_numbers(path, known)
     ]
     text = page.read_text()
-    blocks = [name for _, name, _ in BLOCK.findall(text)]
+    marks = [name for _, name, _ in BLOCK.findall(text)]
     if wrong:
         raise UserError("; ".join(wrong))
-    if blocks != list(tables):
-        raise UserError(f"{page} has marks for the tables {listing(blocks)}: expected {listing(tables)}")
+    if sorted(marks) != sorted(blocks):
+        raise UserError(f"{page} has marks for the tables {listing(marks)}: expected {listing(blocks)}")
     if unnamed := DECIMALS.findall(SOURCE.sub("", BLOCK.sub("", text))):
         raise UserError(f"{page} names no source of {listing(unnamed)}: write <!-- folder | row --> behind each")
-    pages = {"results.md": BLOCK.sub(lambda mark: f"{mark[1]}\n{table_of(tables[mark[2]])}\n\n{mark[3]}", text)}
+    pages = {"results.md": BLOCK.sub(lambda mark: f"{mark[1]}\n{blocks[mark[2]]}\n\n{mark[3]}", text)}
     for name, table in tables.items():
         pages |= {f"results/{f}.md": statistics_page(column, name) for f, column in table.columns.items()}
+    pages |= {f"results/{name}.md": statistics_page(columns[name], name) for name in sweeps}
     pages |= {f"results/{name}.md": curves_page(results, curves) for name, curves in content["curves"].items()}
     pages["results/repeated.md"] = repeated_page(results)
     pages["performance.md"] = performance_page(results)

@@ -29,7 +29,8 @@ def script(name: str, *words, env: dict | None = None) -> subprocess.CompletedPr
 # --- make_results --------------------------------------------------------------------------------------------------
 
 sys.path.append(str(SCRIPTS))
-from make_results import main as make_results  # noqa: E402  in this process: a start costs more than the work
+import make_labeled_scans_figure  # noqa: E402  in this process: a start costs more than the work
+from make_results import main as make_results  # noqa: E402
 
 PAGE = "# Results\n\n<!-- table: hippocampus -->\n<!-- end -->\n\nBy hand.\n"
 ROWS = {
@@ -49,11 +50,17 @@ TABLE = {
 
 
 def write_pages(
-    results: Path, out: Path, page: str = PAGE, tables: dict | None = None, curves: dict | None = None
+    results: Path,
+    out: Path,
+    page: str = PAGE,
+    tables: dict | None = None,
+    curves: dict | None = None,
+    sweeps: dict | None = None,
 ) -> int:
     tables = {"hippocampus": TABLE} if tables is None else tables
     results.mkdir(parents=True, exist_ok=True)
-    write_json(results / "tables.yaml", {"tables": tables, "curves": curves or {}})  # JSON is YAML
+    content = {"tables": tables, "curves": curves or {}, "sweeps": sweeps or {}}
+    write_json(results / "tables.yaml", content)  # JSON is YAML
     out.mkdir(exist_ok=True)
     (out / "results.md").write_text(page)
     return make_results(["--results", str(results), "--out", str(out)])
@@ -73,9 +80,9 @@ def performance_page(results: Path, out: Path) -> str:
 def refused(tmp_path, capsys) -> Callable[..., str]:
     """Run it on ``tmp_path/results``; the page stays as it was, nothing else is written, the sentence is returned."""
 
-    def run(page: str = PAGE) -> str:
+    def run(page: str = PAGE, **content) -> str:
         out = tmp_path / "docs"
-        assert write_pages(tmp_path / "results", out, page=page) == 1
+        assert write_pages(tmp_path / "results", out, page=page, **content) == 1
         assert [path.name for path in out.iterdir()] == ["results.md"]
         assert (out / "results.md").read_text() == page
         return capsys.readouterr().err
@@ -403,6 +410,271 @@ def test_the_figure_changes_with_its_numbers_alone(tmp_path):
     write_run(results, MEAN_TEACHER, "short", 0, 0.5)
     results_page(results, docs)
     assert figure.read_bytes() != first
+
+
+# --- tables of sweeps ----------------------------------------------------------------------------------------------
+
+SEMICON = "nnUNetTrainerSemicon"
+SWEEP_PAGE = "# Results\n\n<!-- table: bench -->\n<!-- end -->\n\nBy hand.\n"
+STAGES = {
+    "control": {"trainer": CONTROL, "configuration": "2d", "seeds": [0, 1]},
+    "control_all": {"trainer": CONTROL, "configuration": "2d", "folds": [6]},
+    "mean_teacher": {"trainer": MEAN_TEACHER, "configuration": "2d"},
+    "semicon": {"trainer": SEMICON, "configuration": "2d", "seeds": [0, 1, 2]},
+    "ablation": {"trainer": SEMICON, "configuration": "2d", "grid": {"threshold": [0.0, 0.95]}},
+}
+SWEEP = {"dataset": 4, "folds": [1], "seeds": [0], "measure": {"networks": ["student", "teacher"]}, "stages": STAGES}
+SWEEP_TABLE = {
+    "title": "2 labeled scans",
+    "sweeps": {"../bench.yaml": "bench"},
+    "control": "control",
+    "all_labels": "control_all",
+    "baselines": ["control"],
+    "rows": {
+        "control": "control",
+        "mean_teacher": "MeanTeacher",
+        "semicon": "Semicon",
+        "ablation_threshold0.95": "Semicon, high threshold",
+        "control_all": "all labels",
+    },
+}
+
+
+def write_measured(
+    results: Path, stage: str, dice: float, seed: int = 0, network: str = "student", fold: int = 1, **changes
+) -> Path:
+    """Write a file as ``semicon sweep`` does, of two cases; ``predict_with`` is a setting of the training."""
+    predict_with = changes.pop("predict_with", None)
+    settings = {"precision": {"value": "bfloat16"}}
+    settings |= {"predict_with": {"value": predict_with}} if predict_with else {}
+    training = f"{stage}_s{seed}_fold{fold}"
+    run = {
+        "training": training,
+        "stage": stage,
+        "trainer": {"control_all": CONTROL}.get(stage) or STAGES.get(stage, STAGES["semicon"])["trainer"],
+        "configuration": f"{stage}_s{seed}",
+        "dataset": "Dataset004_Hippocampus",
+        "plans": "nnUNetPlans",
+        "fold": fold,
+        "seed": seed,
+        "network": network,
+        "peak_memory_mib": 1500,
+        "device": "cpu",
+        "device_name": "some processor",
+        "processor": "some processor",
+        "cpu_count": 2,
+        "load_average": 1.9,
+        "date": "2026-01-02T03:04:05+00:00",
+        "commit": "0123456789ab",
+        "labeled_per_step": 16,
+        "iterations": 4000,
+        "cases": {"labeled": 175 if fold == 6 else 2, "unlabeled": 0, "validation": 2},
+        "epoch_seconds": [40.0, 50.0],
+        "seconds_per_iteration": 0.2,
+        "semicon_config": {"settings": settings},
+        "metric_per_case": [
+            {"case": case, "metrics": {"1": measured(dice + offset + 0.01), "2": measured(dice + offset - 0.01)}}
+            for case, offset in (("case_0", -0.02), ("case_1", 0.02))
+        ],
+        "semicon": {"class_names": {"1": "Anterior", "2": "Posterior"}},
+    }
+    file = results / "bench" / f"{training}__{network}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(results.parent / "bench.yaml", SWEEP)
+    write_json(file, run | changes)
+    return file
+
+
+def write_sweep(results: Path) -> None:
+    for seed, dice in enumerate((0.50, 0.52)):
+        write_measured(results, "control", dice, seed)
+    write_measured(results, "control_all", 0.91, fold=6)
+    for seed, (student, teacher) in enumerate([(0.79, 0.80), (0.81, 0.82), (0.83, 0.87)]):
+        write_measured(results, "semicon", student, seed)
+        write_measured(results, "semicon", teacher, seed, "teacher")
+
+
+BENCH = {"page": SWEEP_PAGE, "tables": {}, "sweeps": {"bench": SWEEP_TABLE}}
+
+
+def test_a_table_of_a_sweep_shows_both_networks_and_the_part_of_the_gap_that_is_closed(tmp_path):
+    results = tmp_path / "results"
+    write_sweep(results)
+    page = results_page(results, tmp_path / "docs", **BENCH)
+    assert "|  | student | teacher | gap closed | seconds per step |" in page
+    assert "| **control** | 0.510 ± 0.014 (2 seeds) | - | 0 % | 0.20 |" in page
+    # (0.81 - 0.51) / (0.91 - 0.51) = 75 %
+    assert "| Semicon | 0.810 ± 0.020 | 0.830 ± 0.036 | 75 % | 0.20 |" in page
+    assert "| MeanTeacher | not run | not run | not run | not run |" in page
+    assert "| all labels | 0.910 (1 seed) | - | 100 % | 0.20 |" in page
+    assert page.endswith("<!-- end -->\n\nBy hand.\n")
+
+
+def test_the_network_that_predicts_closes_the_gap(tmp_path):
+    results = tmp_path / "results"
+    write_sweep(results)
+    for network, dice in (("student", 0.59), ("teacher", 0.83)):
+        write_measured(results, "mean_teacher", dice, network=network, predict_with="teacher")
+    page = results_page(results, tmp_path / "docs", **BENCH)
+    assert "| MeanTeacher | 0.590 (1 seed) | 0.830 (1 seed) | 80 % |" in page
+    statistics = (tmp_path / "docs" / "results" / "bench.md").read_text()
+    assert "| MeanTeacher | 0 | 0.8300 | 4000 |" in statistics
+    assert "| mean | DSC | +0.320 | +0.320 to +0.320 |" in statistics.partition("MeanTeacher minus control")[2]
+
+
+def test_values_of_a_grid_are_rows(tmp_path):
+    results = tmp_path / "results"
+    write_sweep(results)
+    write_measured(results, "ablation_threshold0.95", 0.71)
+    page = results_page(results, tmp_path / "docs", **BENCH)
+    assert "| Semicon, high threshold | 0.710 (1 seed) | - | 50 % |" in page
+
+
+def test_a_gap_without_both_ends_is_not_known(tmp_path):
+    results = tmp_path / "results"
+    write_measured(results, "control", 0.5)
+    write_measured(results, "semicon", 0.7)
+    page = results_page(results, tmp_path / "docs", **BENCH)
+    assert "| Semicon | 0.700 (1 seed) | - | - | 0.20 |" in page
+    write_measured(results, "control_all", 0.5, fold=6)  # no gap at all
+    assert "| Semicon | 0.700 (1 seed) | - | - | 0.20 |" in results_page(results, tmp_path / "docs", **BENCH)
+
+
+def test_an_empty_folder_of_a_sweep_gives_a_table_of_rows_that_are_not_run(tmp_path):
+    write_measured(tmp_path / "results", "control", 0.5).unlink()
+    page = results_page(tmp_path / "results", tmp_path / "docs", **BENCH)
+    assert page.count("| not run | not run | not run | not run |") == 5
+
+
+def test_the_time_of_a_step_leaves_out_disturbed_trainings_or_is_marked(tmp_path):
+    results = tmp_path / "results"
+    write_sweep(results)
+    write_measured(results, "semicon", 0.79, 0, seconds_per_iteration=0.9, load_average=2.1)
+    write_measured(results, "semicon", 0.81, 1, seconds_per_iteration=0.9, epoch_seconds=[40.0, 81.0])
+    write_measured(results, "semicon", 0.83, 2, seconds_per_iteration=0.4)
+    write_measured(results, "control_all", 0.91, fold=6, seconds_per_iteration=0.3, load_average=2.1)
+    page = results_page(results, tmp_path / "docs", **BENCH)
+    assert "| 75 % | 0.40 |" in page
+    assert "| 100 % | 0.30 ‡ |" in page
+
+
+@pytest.mark.parametrize(
+    ("sentence", "problem"),
+    [
+        ("0.811 ± 0.020<!-- bench | Semicon -->", "the measured value is 0.810"),
+        ("0.831<!-- bench | Semicon | teacher -->", "the measured value is 0.830"),
+        ("0.830 ± 0.035<!-- bench | Semicon | teacher -->", "the measured spread is 0.036"),
+        ("0.510 ± 0.013<!-- bench | control | student -->", "the measured spread is 0.014"),
+        ("0.510<!-- bench | control | teacher -->", "nothing like that is measured"),
+        ("76 %<!-- bench | Semicon | gap -->", "the measured value is 75"),
+        ("0.811<!-- bench | Semicon | Anterior -->", "the measured value is 0.820"),
+        ("0.81<!-- bench | Semicn -->", "did you mean 'bench | Semicon'?"),
+        ("0.81<!-- bench | MeanTeacher -->", "nothing like that is measured"),
+    ],
+)
+def test_a_wrong_number_of_a_sweep_in_a_sentence_is_refused(tmp_path, refused, sentence, problem):
+    write_sweep(tmp_path / "results")
+    assert problem in refused(**BENCH | {"page": f"{SWEEP_PAGE}\n{sentence}\n"})
+
+
+def test_right_numbers_of_a_sweep_stay_as_they_are_and_the_readme_is_checked_too(tmp_path, capsys):
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    write_sweep(results)
+    sentences = (
+        "0.81 ± 0.02<!-- bench | Semicon -->, 0.830 ± 0.036<!-- bench | Semicon | teacher -->, "
+        "75 %<!-- bench | Semicon | gap -->, 0.910<!-- bench | all labels | student -->, "
+        "1.8 mm<!-- bench | Semicon | Anterior | HD95_mm -->\n"
+    )
+    assert results_page(results, docs, **BENCH | {"page": SWEEP_PAGE + sentences}).endswith(sentences)
+    (tmp_path / "README.md").write_text("74 %<!-- bench | Semicon | gap -->")
+    assert write_pages(results, docs, **BENCH) == 1
+    assert "README.md says 74 %<!-- bench | Semicon | gap -->: the measured value is 75" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"iterations": 1500}, "one table: 'iterations' is 1500"),
+        ({"labeled_per_step": 32}, "one table: 'labeled_per_step' is 32"),
+        ({"metric_per_case": [{"case": "other", "metrics": {"1": measured(0.5)}}]}, "'validation cases' is ['other']"),
+        ({"semicon_config": {"settings": {"precision": {"value": "float32"}}}}, "'precision' is float32"),
+        ({"cases": {"labeled": 4}}, "one row: 'labeled scans' is 4"),
+        ({"predict_with": "teacher"}, "one row: 'predict_with' is teacher"),
+    ],
+)
+def test_trainings_that_cannot_be_compared_are_refused(tmp_path, refused, changes, problem):
+    write_sweep(tmp_path / "results")
+    write_measured(tmp_path / "results", "control", 0.52, 1, **changes)
+    sentence = refused(**BENCH)
+    assert "control_s1_fold1__student.json and control_s0_fold1__student.json cannot stand in" in sentence
+    assert problem in sentence
+
+
+def test_a_row_has_one_fold_and_a_table_may_choose_it(tmp_path, refused):
+    results = tmp_path / "results"
+    write_sweep(results)
+    write_measured(results, "control", 0.7, fold=2)
+    stages = STAGES | {"control": STAGES["control"] | {"folds": [1, 2]}}
+    write_json(tmp_path / "bench.yaml", SWEEP | {"stages": stages})
+    assert "one row: 'fold' is 2" in refused(**BENCH)
+    tables = {
+        "bench": SWEEP_TABLE | {"folds": [1, 6]},
+        "more": SWEEP_TABLE | {"folds": [2, 6], "rows": {"control": "control", "control_all": "all labels"}},
+    }
+    page = SWEEP_PAGE + SWEEP_PAGE.replace("bench", "more")
+    content = {"page": page, "tables": {}, "sweeps": tables}
+    first, _, second = results_page(results, tmp_path / "docs", **content).partition("table: more")
+    assert "| **control** | 0.510 ± 0.014 (2 seeds) |" in first
+    assert "| **control** | 0.700 (1 seed) |" in second
+
+
+def test_a_file_of_no_row_and_a_row_of_no_stage_are_refused(tmp_path, refused):
+    results = tmp_path / "results"
+    write_sweep(results)
+    file = write_measured(results, "ablation_threshold0", 0.7)
+    assert f"{file} belongs to no row" in refused(**BENCH)
+    file.unlink()
+    table = SWEEP_TABLE | {"rows": SWEEP_TABLE["rows"] | {"semicn": "Semicon"}}
+    sentence = refused(**BENCH | {"sweeps": {"bench": table}})
+    assert "has a row of 'semicn', which is no stage of its sweeps; did you mean 'semicon'?" in sentence
+
+
+def lines_of(points: make_labeled_scans_figure.Points) -> dict[str, tuple[list, list]]:
+    """Return title -> x and y of the lines in the legend."""
+    (axis,) = make_labeled_scans_figure.draw(points).axes
+    labels = axis.get_legend_handles_labels()[1]
+    drawn = {line.get_label(): line for line in axis.get_lines()}
+    return {label: (list(drawn[label].get_xdata()), list(drawn[label].get_ydata())) for label in labels}
+
+
+def test_the_figure_of_labeled_scans_draws_what_is_there(tmp_path):
+    bench = tmp_path / "results" / "bench"
+    write_sweep(tmp_path / "results")  # the teacher does not predict: it is not drawn
+    write_measured(tmp_path / "results", "mean_teacher", 0.3)
+    more = {"cases": {"labeled": 1, "unlabeled": 174, "validation": 2}, "fold": 0}
+    write_measured(tmp_path / "other", "semicon", 0.6, **more)
+    points = make_labeled_scans_figure.read([bench, tmp_path / "other" / "bench"])
+    assert {stage: sorted(of_stage) for stage, of_stage in points.items()} == {
+        "control": [2],
+        "control_all": [175],
+        "semicon": [1, 2],
+    }
+    lines = lines_of(points)
+    assert [x for x, _ in lines.values()] == [[1, 2], [2]]
+    assert [y for _, y in lines.values()] == [pytest.approx([0.6, 0.81]), pytest.approx([0.51])]
+    out = tmp_path / "figures" / "labeled_scans.png"
+    assert make_labeled_scans_figure.main([str(bench), "--out", str(out)]) == 0
+    assert out.stat().st_size > 5000
+    for path in bench.glob("*.json"):
+        if not path.name.startswith("control_all"):
+            path.unlink()
+    assert make_labeled_scans_figure.main([str(bench), "--out", str(out)]) == 0
+
+
+def test_without_results_there_is_no_figure_of_labeled_scans(tmp_path, capsys):
+    assert make_labeled_scans_figure.main([str(tmp_path), "--out", str(tmp_path / "figure.png")]) == 1
+    assert "holds no JSON file of the stages semicon, control, control_all" in capsys.readouterr().err
+    assert not (tmp_path / "figure.png").exists()
 
 
 # --- benchmark_step ------------------------------------------------------------------------------------------------
