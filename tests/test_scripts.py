@@ -631,7 +631,7 @@ def test_a_row_has_one_fold_and_a_table_may_choose_it(tmp_path, refused):
 def test_a_file_of_no_row_and_a_row_of_no_stage_are_refused(tmp_path, refused):
     results = tmp_path / "results"
     write_sweep(results)
-    file = write_measured(results, "ablation_threshold0", 0.7)
+    file = write_measured(results, "ablation_threshold0.0", 0.7)  # a stage that the table leaves out
     assert f"{file} belongs to no row" in refused(**BENCH)
     file.unlink()
     table = SWEEP_TABLE | {"rows": SWEEP_TABLE["rows"] | {"semicn": "Semicon"}}
