@@ -23,6 +23,7 @@ WITH_TEACHER = {
     "nnUNetTrainerPLGCL": {"supervised_warmup": 0.0},  # in which its teacher is the student
     LOCAL: {},
     "nnUNetTrainerSemicon": {},
+    "nnUNetTrainerBCP": {"supervised_warmup": 0.0},  # the same
 }
 every_teacher = pytest.mark.parametrize("name", WITH_TEACHER)
 either = pytest.mark.parametrize("predict_with", ["student", "teacher"])

@@ -5,7 +5,8 @@
 
 M: 0 in a box of 2/3 of each side, 1 around it. x: labeled images; u: unlabeled ones. The labels of u are the classes
 that the teacher predicts, the largest component of each. L_labeled, L_unlabeled: nnU-Net's loss on the pixels of x or
-of u. The teacher is the student until the warm-up ends, then its moving average.
+of u. The teacher is the student until the warm-up ends, then its moving average. ``predict_with``: inference uses the
+student, or the teacher.
 
 Deviations: listed in docs/methods/bcp.md.
 """
@@ -13,7 +14,7 @@ Deviations: listed in docs/methods/bcp.md.
 import torch
 from torch import Tensor, nn
 
-from nnunet_semicon.configuration.config import Settings, setting
+from nnunet_semicon.configuration.config import setting
 from nnunet_semicon.configuration.derived import Derived
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.losses.components import largest_components
@@ -30,10 +31,11 @@ from nnunet_semicon.methods.base import (
     finest,
 )
 from nnunet_semicon.methods.copy_paste import Targets, as_target, joined, labeled_targets, paste
+from nnunet_semicon.methods.teacher import TeacherConfig
 from nnunet_semicon.networks.ema import segmentation_teacher
 
 
-class BCPConfig(Settings):
+class BCPConfig(TeacherConfig):
     """Hyper-parameters of bidirectional copy-paste."""
 
     supervised_warmup: float = setting(

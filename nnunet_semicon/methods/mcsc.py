@@ -163,7 +163,7 @@ class MCSC(Method):
             scalars["contrast"] = contrast.detach()
         if self.self_training is not None and lesson is not None:
             taught = rows_of(outputs[0].logits, slice(plain.stop, None))
-            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress)
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress.fraction)
             loss, scalars = loss + term, {**scalars, **more}
         return StepOutput(loss, scalars)
 

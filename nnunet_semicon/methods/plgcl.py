@@ -169,7 +169,8 @@ class PLGCL(Method):
         if self.self_training is not None and lesson is not None:
             start = n if self.self_training.is_soft else contrasted
             taught = rows_of(output.logits, slice(start, start + len(lesson.images)))
-            term, more = self.self_training.loss(taught, lesson, supervised_loss, self._since_warmup(progress))
+            since = progress.fraction - self.config.supervised_warmup
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, since)
             loss, scalars = loss + term, {**scalars, **more}
         if self.patches is not None and drawn is not None:
             contrast, embeddings, own = self.patches(output.features[self.tap][:contrasted], classes, drawn)
@@ -177,10 +178,6 @@ class PLGCL(Method):
             loss = loss + self.config.lambda_patch * contrast
             scalars["contrast"] = contrast.detach()
         return StepOutput(loss, scalars, for_after_step)
-
-    def _since_warmup(self, progress: Progress) -> Progress:
-        """Return the progress, counted from the end of the warm-up."""
-        return replace(progress, step=max(0, progress.step - int(self.config.supervised_warmup * progress.total)))
 
     def _pseudo_logits(self, images: Tensor, plain: Tensor) -> Tensor:
         """Return the logits of pseudo-labels; ``plain`` are the teacher's on the images as they are."""
@@ -192,7 +189,8 @@ class PLGCL(Method):
         self, student_module: nn.Module, batch: TwoStreamBatch, output: StepOutput, progress: Progress
     ) -> None:
         """Move the teacher, which is the student itself until the warm-up ends; queue the embeddings of windows."""
-        self.teacher.update(student_module, ema_decay(self._since_warmup(progress).step, self.config.ema_decay))
+        since = progress.step - int(self.config.supervised_warmup * progress.total)
+        self.teacher.update(student_module, ema_decay(max(0, since), self.config.ema_decay))
         if self.patches is not None:
             self.patches.after_step(output.for_after_step, progress.step)
 

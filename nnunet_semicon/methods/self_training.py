@@ -32,7 +32,7 @@ from nnunet_semicon.losses.consistency import (
 )
 from nnunet_semicon.losses.pseudo_label import counting, kept_shares, prediction
 from nnunet_semicon.losses.schedules import sigmoid_rampup
-from nnunet_semicon.methods.base import BuildContext, Logits, Progress, SupervisedLoss, finest
+from nnunet_semicon.methods.base import BuildContext, Logits, SupervisedLoss, finest
 from nnunet_semicon.methods.copy_paste import (
     PasteConfig,
     Targets,
@@ -183,7 +183,7 @@ class SelfTraining:
         )
 
     def loss(
-        self, logits: Logits, lesson: Lesson, supervised_loss: SupervisedLoss, progress: Progress
+        self, logits: Logits, lesson: Lesson, supervised_loss: SupervisedLoss, fraction: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return lambda_reg w(t) L_ST, (), and the scalars: L_ST, and the kept part of each class.
 
@@ -191,7 +191,7 @@ class SelfTraining:
             logits: of the student on the images of the lesson.
             lesson: see :meth:`lesson`.
             supervised_loss: nnU-Net's.
-            progress: gives w(t).
+            fraction: t, the part of the run since the ramp began, in [0, 1].
         """
         scalars: dict[str, Tensor] = {}
         if self.soft_loss is not None:
@@ -201,7 +201,7 @@ class SelfTraining:
             loss = supervised_loss(taught, lesson.target, lesson.weight)
         if lesson.kept is not None:
             scalars = {f"kept_{number}": share for number, share in enumerate(lesson.kept)}
-        weight = self.config.lambda_reg * sigmoid_rampup(progress.fraction, self.config.rampup)
+        weight = self.config.lambda_reg * sigmoid_rampup(fraction, self.config.rampup)
         return weight * loss, {"self_training": loss.detach(), **scalars}
 
     def _mixed(self, unlabeled: Targets, labeled: Targets) -> Targets:

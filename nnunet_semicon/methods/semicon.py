@@ -77,7 +77,9 @@ class Semicon(Method):
         logits = student(torch.cat([batch.labeled, lesson.images])).logits
 
         supervised = supervised_loss(rows_of(logits, slice(0, n)), batch.target)
-        taught, scalars = self.self_training.loss(rows_of(logits, slice(n, None)), lesson, supervised_loss, progress)
+        taught, scalars = self.self_training.loss(
+            rows_of(logits, slice(n, None)), lesson, supervised_loss, progress.fraction
+        )
         return StepOutput(supervised + taught, {"supervised": supervised.detach(), **scalars})
 
     def after_step(

@@ -57,7 +57,6 @@ class SPConConfig(ContrastConfig, SelfTrainingConfig):
     self_training: Kind = setting(
         "mean_teacher", "how unlabeled images teach beside the contrast", source="supplement, eq. 3"
     )
-
     lambda_sp: float = setting(5e-3, "weight of all contrastive terms", low=0, source="supplement 3.2 (ACDC)")
     lambda_reg: float = setting(
         1.0,
@@ -160,10 +159,8 @@ class SPCon(Method):
         loss = supervised + self.config.lambda_sp * contrast.loss
         scalars = {"supervised": supervised.detach(), **contrast.scalars}
         if self.self_training is not None and lesson is not None:
-            taught = rows_of(
-                output.logits, slice(-len(lesson.images), None)
-            )  # soft: the strong rows, hard: those added
-            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress)
+            taught = rows_of(output.logits, slice(-len(lesson.images), None))  # soft: the strong views, hard: more rows
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress.fraction)
             loss, scalars = loss + term, {**scalars, **more}
         return StepOutput(loss, scalars, for_after_step)
 

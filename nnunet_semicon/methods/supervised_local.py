@@ -1,10 +1,11 @@
 """Supervised local contrast joined to the segmentation loss in one run (after Hu et al., MICCAI 2021).
 
-    L = L_sup + lambda_local L_l
+    L = L_sup + lambda_local L_l + lambda_reg w(t) L_ST
 
 L_l draws pixels of one class together in the decoder's feature space (:mod:`nnunet_semicon.losses.local_contrast`).
 Classes are those of the labeled images; with ``pseudo_labels`` also those that the teacher, a moving average of the
-student, is confident of on unlabeled images.
+student, is confident of on unlabeled images. L_ST: self-training, by default none
+(:mod:`nnunet_semicon.methods.self_training`).
 
 Deviations: the paper contrasts in a stage of its own, before the fine-tuning
 (:mod:`nnunet_semicon.methods.supervised_local_pretrain`). They are listed in docs/methods/supervised_local.md.
@@ -48,6 +49,9 @@ class SupervisedLocalConfig(LocalConfig, SelfTrainingConfig):
     )
     confidence: float = setting(
         0.9, "probability above which a class of the teacher counts", low=0, high=1, source="ours, not tuned"
+    )
+    ema_decay: float = setting(
+        0.99, "decay of the teacher's moving average", low=0, high=1, source="as for Mean Teacher"
     )
 
 
@@ -95,7 +99,7 @@ class SupervisedLocal(Method):
     def compute(
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
     ) -> StepOutput:
-        """L = L_sup + lambda_local L_l."""
+        """L = L_sup + lambda_local L_l + lambda_reg w(t) L_ST."""
         classes = pixel_classes(batch.target, self.has_regions, self.ignore_label)
         images = batch.labeled
         if self.config.pseudo_labels:
@@ -113,7 +117,7 @@ class SupervisedLocal(Method):
         scalars = {"supervised": supervised.detach(), "local": local.detach()}
         if self.self_training is not None and lesson is not None:
             taught = rows_of(output.logits, slice(contrasted, None))
-            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress)
+            term, more = self.self_training.loss(taught, lesson, supervised_loss, progress.fraction)
             loss, scalars = loss + term, {**scalars, **more}
         return StepOutput(loss, scalars)
 

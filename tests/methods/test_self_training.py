@@ -7,13 +7,12 @@ import torch
 
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.losses.schedules import sigmoid_rampup
-from nnunet_semicon.methods.base import Progress
 from nnunet_semicon.methods.copy_paste import partners
 from nnunet_semicon.methods.self_training import SelfTraining, SelfTrainingConfig, rows_per_image, teacher_logits
 
 LABELED, UNLABELED = 2, 5
 SIZES = pytest.mark.parametrize("size", [(12, 10), (6, 8, 7)])
-HALFWAY = Progress(step=50, total=100)
+HALFWAY = 0.5
 
 
 def batch_of(size: tuple[int, ...], ignore: bool = False, regions: bool = False) -> TwoStreamBatch:

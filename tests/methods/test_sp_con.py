@@ -80,8 +80,9 @@ def test_queue_holds_teacher_embeddings_with_their_labels(training):
 
 
 def test_contrast_without_negatives_stops_the_run(training, monkeypatch):
-    # one meta-label, no queue, one scan in two views: every pair is positive
-    configure(training, "silent", "3d_fullres_short", queue_size=0, **{"lambda": {"position": 1.0, "patient": 0.0}})
+    # one meta-label, no queue, one image in two views: every pair is positive
+    rows = {"unlabeled_per_step": 1, "queue_size": 0}
+    configure(training, "silent", "3d_fullres_short", **rows, **{"lambda": {"position": 1.0, "patient": 0.0}})
     trainer = started(NAME, "silent")
     batch = next(trainer.dataloader_train)
     trainer.num_iterations_per_epoch = 4 * PATIENCE
