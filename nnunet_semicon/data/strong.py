@@ -68,14 +68,14 @@ class StrongView:
     ) -> None:
         self.masked, self.color = masked, color
         self.changes: list[Change] = []
-        per_channel = shared if color else lambda draw: draw
+        for_channels = shared if color else lambda draw: draw
         if color:  # first: the densities of stains are those of unchanged colors
             self.changes.append(Change(0.8, draw_stains, change_stains))
         if nonlinear:
             knots = draw_decreasing_knots if decreasing else draw_knots
-            self.changes.append(Change(0.8, per_channel(knots), monotone_map))
+            self.changes.append(Change(0.8, for_channels(knots), monotone_map))
             self.changes.append(Change(0.4, draw_field, smooth_field))
-        self.changes.append(Change(0.5, per_channel(draw_gamma), gamma))
+        self.changes.append(Change(0.5, for_channels(draw_gamma), gamma))
         if max(patch_size) > BLUR_RADIUS:
             self.changes.append(Change(0.5, draw_sigma, blur))
         self.changes.append(Change(0.3, draw_scale, low_resolution))
