@@ -72,6 +72,8 @@ def lineage(configurations: Configurations, name: str) -> list[str]:
     Raises:
         UserError: one of them does not exist, or they inherit from each other.
     """
+    if name not in configurations:
+        raise UserError(f"configuration '{name}' is not in the plans{nearest(name, configurations)}")
     line = [name]
     while (parent := configurations[line[-1]].get(INHERITS)) is not None:
         if parent not in configurations:
