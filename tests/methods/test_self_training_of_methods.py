@@ -84,13 +84,14 @@ def test_every_kind_adds_its_term_and_leaves_all_others_alone(step_with, name, p
         kind: step_with(name, parent, self_training=kind, lambda_reg=0.5, rampup=0.8, threshold=0.0) for kind in KINDS
     }
     none = steps["none"]
-    n, images = none.labeled, none.unlabeled
+    n = none.labeled
     since = EPOCH / EPOCHS - (1 / 3 if name == PLGCL else 0)
     assert math.isfinite(none.loss)
     assert "self_training" not in none.scalars
-    assert len(none.rows) == n + per_image * images
+    assert len(none.rows) == n + per_image * none.unlabeled
     for kind in set(KINDS) - {"none"}:
         taught = steps[kind]
+        images = taught.unlabeled
         has_own_rows = kind not in SOFT or name in (LOCAL, MCSC)
         assert len(taught.rows) == taught.planned == n + (per_image + has_own_rows) * images, kind
         assert torch.equal(taught.rows[: len(none.rows)], none.rows), f"{kind}: what the contrast sees has changed"
