@@ -25,8 +25,9 @@ CAVEAT = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = (
-        "Writes synthetic cine-MRI scans as an nnU-Net dataset, plans, preprocesses, trains the supervised control "
-        f"twice\nand SP-Con once (a minute each), predicts and evaluates, and prints every command.\n{CAVEAT}"
+        "Writes synthetic cine-MRI scans as an nnU-Net dataset, plans, preprocesses, and trains three times: on the\n"
+        "labeled scans alone, on these scans mixed with each other, and with the unlabeled ones (Semicon). Predicts,\n"
+        f"evaluates, and prints every command.\n{CAVEAT}"
     )
     parser.add_argument("--out", type=Path, default=Path("semicon_demo"), help="folder (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace an earlier demo in that folder")

@@ -18,15 +18,15 @@ def read_dice(summary: Path) -> dict[str, float]:
     return {**dice, MEAN: float(content["foreground_mean"]["Dice"])}
 
 
-def table_rows(trainings: Sequence[tuple[str, int, Mapping[str, float]]]) -> list[list[str]]:
+def table_rows(trainings: Sequence[tuple[str, Mapping[str, float]]]) -> list[list[str]]:
     """Return the cells of the table, its header first.
 
     Args:
-        trainings: title, labeled images per step, structure -> Dice in [0, 1] (NaN: the structure is nowhere).
+        trainings: title, structure -> Dice in [0, 1] (NaN: the structure is nowhere).
     """
     columns = [*STRUCTURES, MEAN]
-    rows = [["training", "labeled images per step", *columns]]
-    for title, labeled, dice in trainings:
+    rows = [["training", *columns]]
+    for title, dice in trainings:
         cells = ["missing" if math.isnan(dice[column]) else f"{dice[column]:.3f}" for column in columns]
-        rows.append([title, str(labeled), *cells])
+        rows.append([title, *cells])
     return rows
