@@ -102,7 +102,7 @@ def test_pseudo_labels_are_those_the_teacher_is_confident_of(training, monkeypat
     configure(training, "pseudo", "2d_short", pseudo_labels=True, confidence=0.5)
     trainer = started(JOINT, "pseudo")
     method = trainer.method
-    assert trainer.rows.labeled == trainer.rows.images == 2
+    assert trainer.rows.labeled == trainer.rows.images == trainer.configuration_manager.batch_size
     logits = torch.randn(2, 3, 8, 8) * 2
     monkeypatch.setattr(method.teacher, "forward", lambda images: logits)
     probabilities = torch.softmax(logits, dim=1)
