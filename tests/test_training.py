@@ -34,7 +34,7 @@ def test_curves_go_to_the_file_the_figure_and_the_other_loggers(training, monkey
     run_until(trainer, None, monkeypatch, pictures=True)
     rows = scalars_of(trainer)
     logged = trainer.logger.loggers[0].logged
-    assert logged["semicon/consistency", 1] == rows[1]["consistency"]
+    assert logged["semicon/self_training", 1] == rows[1]["self_training"]
     assert ("train_losses", 1) in logged
     assert rows[1]["loss"] == pytest.approx(float(trainer.logger.get_value("train_losses", step=1)), rel=1e-5)
     assert trainer.scalars.figure.stat().st_size > 5000
@@ -140,7 +140,8 @@ def test_no_checkpoint_where_the_user_wants_none(training, tmp_path):
 
 
 def test_one_labeled_row_still_meets_the_foreground(training):
-    trainer = started(MEAN_TEACHER, "3d_fullres_short")
+    configure(training, "one", "3d_fullres_short", labeled_per_step=1)
+    trainer = started(MEAN_TEACHER, "one")
     assert trainer.rows.labeled == 1
     labeled = trainer.dataloader_train.data_loader.labeled
     assert {labeled.get_do_oversample(0) for _ in range(50)} == {True, False}
