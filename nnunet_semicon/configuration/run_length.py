@@ -2,9 +2,9 @@
 
 from nnunet_semicon.configuration.needs import Needs
 
-# Benchmark hip2 (Hippocampus, 2 of 175 scans labeled, 16 labeled and 16 unlabeled rows). In a run of 4000 steps Semicon
-# passed the best epoch of its control after 750 to 1000 steps. In runs of 1000 steps, whose learning rate falls sooner, no
-# method was ahead.
+# Benchmark hip2: Hippocampus, 2 of 175 scans labeled, 16 labeled and 16 unlabeled rows. In a run of 4000 steps Semicon
+# passed the best epoch of its control after 750 to 1000 steps. In runs of 1000 steps, whose learning rate falls sooner,
+# no method was ahead.
 STEPS_BEFORE_UNLABELED_PAYS = 2000
 
 
