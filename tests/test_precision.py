@@ -20,17 +20,25 @@ def first_step(name: str, configuration: str):
     for module in (*trainer.plain_network.modules(), *trainer.method.modules()):
         if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
             module.register_forward_hook(lambda _, args, output: seen["layers"].add(output.dtype))
-    nnunets = getattr(trainer.loss, "loss", trainer.loss)
-    nnunets.register_forward_pre_hook(lambda _, args: seen["loss"].add(args[0].dtype))
-    student = trainer.student
+    student, loss = trainer.student, trainer.supervised_loss
 
-    def watched(images):
-        output = student(images)
-        logits = output.logits if isinstance(output.logits, list | tuple) else [output.logits]
-        seen["student"] |= {tensor.dtype for tensor in (*logits, *output.features.values())}
-        return output
+    class Watched:
+        def __call__(self, images, perturb=None):
+            output = student(images, perturb)
+            logits = output.logits if isinstance(output.logits, list | tuple) else [output.logits]
+            seen["student"] |= {tensor.dtype for tensor in (*logits, *output.features.values())}
+            return output
 
-    trainer.student = watched
+        def no_grad(self, images):
+            logits = student.no_grad(images)
+            seen["student"].add(logits.dtype)
+            return logits
+
+    def watched_loss(logits, target, weight=None):
+        seen["loss"].add(logits[0].dtype)
+        return loss(logits, target, weight)
+
+    trainer.student, trainer.supervised_loss = Watched(), watched_loss
     batch = next(trainer.dataloader_train)
     torch.manual_seed(0)
     return trainer, float(step(trainer, batch)["loss"]), seen

@@ -306,7 +306,7 @@ def test_keys_of_loggers_name_the_other_network(training, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "unused"),
-    [(CONTROL, "validate_both"), ("nnUNetTrainerMCSC", "predict_with, ema_decay, validate_both"), (MEAN_TEACHER, "")],
+    [(CONTROL, "validate_both"), ("nnUNetTrainerCPS", "predict_with, ema_decay, validate_both"), (MEAN_TEACHER, "")],
 )
 def test_without_a_teacher_its_keys_are_listed_as_unused(training, name, unused):
     configure(training, "both", "2d_short", predict_with="student", ema_decay=0.9, validate_both=True)

@@ -261,11 +261,10 @@ def show(args: argparse.Namespace, place: Place) -> None:
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_semicon.catalogue import find_trainer
+    from nnunet_semicon.catalogue import find_trainer, users_of
     from nnunet_semicon.training.memory import memory_of
 
     values, _, legal = read_values(args, place)
-    trainer = find_trainer(args.tr or trainer_with(legal))
     device = args.device or DEFAULT_DEVICE
     refuse_cascade(place.configurations, args.c)
     plans, name, title = place.plans, args.c, args.c
@@ -274,6 +273,8 @@ def show(args: argparse.Namespace, place: Place) -> None:
         title = args.name or f"{args.c} with {' '.join(args.set)}"
         plans = add_configuration(plans, name, args.c, nested(values))
     configuration = PlansManager(plans).get_configuration(name).configuration
+    inherited = {key: users for key in configuration.get(BLOCK, {}) if (users := users_of(key))}
+    trainer = find_trainer(args.tr or trainer_with({**inherited, **legal}))
     meta = None
     if trainer.method_class.needs.meta:
         meta = training_table(place.raw, place.preprocessed, all_cases(place))
