@@ -888,6 +888,7 @@ def test_finished_trainings_never_run_again(again):
     assert "paired by case" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_line_of_the_dry_run_trains_one_training_in_a_fresh_shell(again, capsys):
     """The deleted training alone; its parent is not touched."""
     shutil.rmtree(fold_of(again, TUNED_AFTER))

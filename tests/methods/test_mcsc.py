@@ -29,7 +29,7 @@ SWEEP = Path(__file__).parents[2] / "docs" / "sweeps" / "mcsc.yaml"
 
 def in_evaluation(training, **values):
     """A trainer past its first epoch whose second forward pass gives the same, a batch, outputs of both networks."""
-    configure(training, "mcsc", "2d_short", pixels="exact", **values)
+    configure(training, "mcsc", "2d_short", pixels="exact", labeled_per_step=2, **values)
     trainer = started(NAME, "mcsc")
     trainer.current_epoch = 1
     trainer.network.eval()

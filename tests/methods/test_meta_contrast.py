@@ -188,8 +188,15 @@ def test_pre_training_needs_a_meta_label(training):
         make_trainer(PRETRAIN, "nothing").initialize()
 
 
-@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
-@both
+@pytest.mark.parametrize(
+    ("name", "parent"),
+    [
+        (PRETRAIN, "2d"),
+        (JOINT, "3d_fullres"),
+        pytest.param(JOINT, "2d", marks=pytest.mark.slow),
+        pytest.param(PRETRAIN, "3d_fullres", marks=pytest.mark.slow),
+    ],
+)
 def test_snapshots_show_the_weights_of_two_scans(training, monkeypatch, name, parent):
     configure(training, f"{parent}_shown", f"{parent}_short", num_epochs=4, num_iterations_per_epoch=1)
     trainer = run_until(make_trainer(name, f"{parent}_shown"), None, monkeypatch, pictures=True)

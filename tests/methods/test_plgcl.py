@@ -209,7 +209,7 @@ def test_regions_are_classes_by_their_combination():
     torch.testing.assert_close(class_probabilities(logits.half(), False), torch.softmax(logits.half().float(), dim=1))
 
 
-@pytest.mark.parametrize("parent", ["2d", "3d_fullres"])
+@pytest.mark.parametrize("parent", ["2d", pytest.param("3d_fullres", marks=pytest.mark.slow)])
 def test_pictures_of_three_unlabeled_cases_at_five_points(training, monkeypatch, parent):
     configure(training, f"{parent}_shown", f"{parent}_short", num_epochs=5, num_iterations_per_epoch=1)
     trainer = run_until(make_trainer(NAME, f"{parent}_shown"), None, monkeypatch, pictures=True)
