@@ -11,8 +11,9 @@ from typing import Any
 
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import allowed, default_of, help_of, keys_of, source_of
-from nnunet_semicon.configuration.resolved import in_words, resolve_run
+from nnunet_semicon.configuration.resolved import resolve_run
 from nnunet_semicon.configuration.run import RunConfig
+from nnunet_semicon.configuration.wording import in_words
 from nnunet_semicon.meta_labels.table import MetaTable, column
 
 REPOSITORY = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
 from nnunet_semicon.cli.main import main
-from nnunet_semicon.configuration.resolved import assignments
+from nnunet_semicon.configuration.wording import assignments
 from tests.earlier.make import rates_of
 from tests.harness import configure, make_trainer, run_until, scalars_of, started, step
 from tests.tiny import DATASET, SPACING_ZYX, Tiny, make_case, read_json

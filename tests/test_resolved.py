@@ -8,15 +8,9 @@ import pytest
 from nnunet_semicon import trainers
 from nnunet_semicon.configuration.config import Settings, setting
 from nnunet_semicon.configuration.derived import Derived
-from nnunet_semicon.configuration.resolved import (
-    as_table,
-    assignments,
-    changes,
-    changes_in_words,
-    in_words,
-    resolve_run,
-)
+from nnunet_semicon.configuration.resolved import resolve_run
 from nnunet_semicon.configuration.rules import slice_extent
+from nnunet_semicon.configuration.wording import as_table, assignments, changes, changes_in_words, in_words
 from nnunet_semicon.errors import UserError
 from scripts.make_self_configuration import EXAMPLES, MARKED, PAGE, PAGES, example_meta, page, read_example, resolved
 from tests.harness import configure, make_trainer, run_until

@@ -18,8 +18,9 @@ from nnunet_semicon.configuration.plans import (
     values_of,
     write_plans,
 )
-from nnunet_semicon.configuration.resolved import as_table, read_fingerprint, resolve_run
+from nnunet_semicon.configuration.resolved import read_fingerprint, resolve_run
 from nnunet_semicon.configuration.run_length import about_run_length
+from nnunet_semicon.configuration.wording import as_table
 from nnunet_semicon.data.meta import training_table
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.variants import COMMAND_LINE, nested, refuse_replacing, variants_of

@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_semicon.configuration.config import BLOCK
 from nnunet_semicon.configuration.plans import values_of
-from nnunet_semicon.configuration.resolved import changes, changes_in_words
+from nnunet_semicon.configuration.wording import changes, changes_in_words
 from nnunet_semicon.errors import UserError, listing
 from nnunet_semicon.experiments.file import Sweep
 from nnunet_semicon.experiments.locks import is_locked

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from nnunet_semicon import __version__
-from nnunet_semicon.configuration.resolved import as_table, changes_in_words
 from nnunet_semicon.configuration.run_length import about_run_length
+from nnunet_semicon.configuration.wording import as_table, changes_in_words
 from nnunet_semicon.data.batch import TwoStreamBatch
 from nnunet_semicon.data.color import is_color
 from nnunet_semicon.data.gallery import Gallery
