@@ -43,16 +43,18 @@ class Semicon(Method):
 
     def __init__(self, config: SemiconConfig, build: BuildContext) -> None:
         super().__init__(config, build)
-        self.self_training = SelfTraining(config, build)
-        self.scalar_names = ("supervised", *self.self_training.scalar_names)
+        self.self_training = SelfTraining.if_any(config, build)
+        more = () if self.self_training is None else self.self_training.scalar_names
+        self.scalar_names = ("supervised", *more)
         self.teacher = segmentation_teacher(build.network)
         self.strong = build.strong
         self.has_regions = build.has_regions
 
     @classmethod
     def needs_of(cls, config: SemiconConfig) -> Needs:
-        """Rows follow from the kind of self-training."""
-        return replace(cls.needs, student_views=rows_per_image(config))
+        """Rows follow from the kind of self-training; without any, no unlabeled image is drawn."""
+        rows = rows_per_image(config)
+        return replace(cls.needs, views=min(1, rows), student_views=rows)
 
     @classmethod
     def derive(cls, config: SemiconConfig, facts: Facts) -> Filled[SemiconConfig]:
@@ -71,6 +73,9 @@ class Semicon(Method):
         self, student: Student, batch: TwoStreamBatch, supervised_loss: SupervisedLoss, progress: Progress
     ) -> StepOutput:
         """L = L_sup + lambda_reg w(t) L_ST."""
+        if self.self_training is None:
+            supervised = supervised_loss(student(batch.labeled).logits, batch.target)
+            return StepOutput(supervised, {"supervised": supervised.detach()})
         n = batch.n_labeled
         pseudo = teacher_logits(self.teacher, batch.unlabeled, self.has_regions, self.config.mirrored_teacher)
         lesson = self.self_training.lesson(batch, self.strong(batch.unlabeled), pseudo)

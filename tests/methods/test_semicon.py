@@ -88,3 +88,14 @@ def test_impossible_boxes_are_one_sentence(training):
     configure(training, "impossible", "2d_short", box_min=0.7)
     with pytest.raises(SystemExit, match=r"'box_min' is 0\.7 and 'box_max' is 0\.6, expected a smaller 'box_min'"):
         started(NAME, "impossible")
+
+
+@pytest.mark.parametrize("values", [{"self_training": "none"}, {"lambda_reg": 0.0}])
+def test_without_self_training_it_is_the_control(training, values):
+    losses = []
+    configure(training, "alone", "2d_short", **values)
+    for name, configuration in (("nnUNetTrainerSupervisedControl", "2d_short"), (NAME, "alone")):
+        trainer = started(name, configuration)
+        assert trainer.rows.images == 0
+        losses.append(float(step(trainer)["loss"]))
+    assert losses[0] == losses[1]
